@@ -1,0 +1,1 @@
+"""Stable Video Diffusion's latent video diffusion model: network, diffusion, sampling and training."""

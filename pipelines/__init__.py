@@ -1,0 +1,1 @@
+"""Jobs: the spec, the stage graph on Ray Data, the dataset directory, submission and the command line."""

@@ -1,0 +1,40 @@
+"""The `clipmill` command: a table of subcommands, each loaded only when it is called.
+
+A subcommand is a click command that lives beside the code it drives; naming it by string keeps `clipmill --help`
+fast and keeps this package from importing `model`.
+"""
+
+import importlib
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module:attribute, one line of help)
+}
+
+
+class _LazyGroup(click.Group):
+    """A click group whose subcommands are imported on first use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clipmill")
+def main() -> None:
+    """Clipmill turns raw video into training clips, and trains a latent video diffusion model on them.
+
+    Start with `clipmill curate FOLDER -o OUT`; then open OUT/report.html.
+    """

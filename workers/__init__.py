@@ -1,0 +1,1 @@
+"""Ray actors: one small class per stage, each wrapping one object of `curation`."""
