@@ -1,0 +1,208 @@
+"""What a film is, read from its headers and packets without decoding a frame.
+
+Everything downstream speaks in presentation timestamps (pts) of the video stream; a frame's number is its rank
+in presentation order, counted from 0. `probe` demuxes the whole file once (about 1000 times real time).
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+
+from curation.errors import CannotDecode
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """The first audio stream."""
+
+    codec: str
+    sample_rate: int  # Hz
+    channels: int
+    start_s: float
+    duration_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class VideoInfo:
+    """One film's first video stream. Arrays have one entry per frame, in presentation order."""
+
+    path: str
+    container: str
+    codec: str
+    profile: str
+    pixel_format: str
+    bit_depth: int
+    width: int  # stored pixels, before rotation and aspect correction
+    height: int
+    rotation: int  # degrees clockwise that show the film upright: 0, 90, 180 or 270
+    sample_aspect_ratio: Fraction
+    color_range: str  # "tv", "pc" or "unspecified"
+    color_space: str
+    time_base: Fraction  # seconds per pts unit
+    nominal_rate: Fraction  # frames per second
+    pts: np.ndarray  # int64, strictly increasing
+    packet_size: np.ndarray  # int64, bytes of the packet that carries the frame
+    keyframe: np.ndarray  # bool: the packet is flagged as a random-access point
+    end_pts: int  # pts at which the last frame's display ends
+    audio: AudioInfo | None
+
+    @property
+    def frames(self) -> int:
+        return len(self.pts)
+
+    @cached_property
+    def times_s(self) -> np.ndarray:
+        """Display time of each frame in seconds from the first frame (float64)."""
+        return (self.pts - self.pts[0]) * float(self.time_base)
+
+    @property
+    def duration_s(self) -> float:
+        return float((self.end_pts - int(self.pts[0])) * self.time_base)
+
+    @property
+    def display_size(self) -> tuple[int, int]:
+        """(width, height) in square pixels, upright."""
+        width, height = round(self.width * self.sample_aspect_ratio), self.height
+        return (height, width) if self.rotation in (90, 270) else (width, height)
+
+    @property
+    def start_s(self) -> float:
+        """The first frame's time in the container's clock, in seconds."""
+        return float(int(self.pts[0]) * self.time_base)
+
+    @cached_property
+    def is_vfr(self) -> bool:
+        """Whether frame durations differ by more than the rounding of the time base."""
+        if self.frames < 3:
+            return False
+        steps = np.diff(self.pts)
+        return bool(steps.max() - steps.min() > max(1.0, 0.02 * float(np.median(steps))))
+
+
+def open_video(path: str | Path) -> tuple[av.container.InputContainer, VideoStream]:
+    """Open a local film and its first video stream that is not a cover picture.
+
+    Raises:
+        CannotDecode: missing, unreadable, empty, not a film, or without a video stream.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size == 0:
+            raise CannotDecode("zero_bytes", f"{path}: the file is empty")
+        with file.open("rb"):
+            pass
+        container = av.open(str(path), metadata_errors="ignore")
+    except FileNotFoundError as error:
+        raise CannotDecode("missing", f"{path}: no such file") from error
+    except PermissionError as error:
+        raise CannotDecode("unreadable", f"{path}: permission denied") from error
+    except IsADirectoryError as error:
+        raise CannotDecode("not_a_file", f"{path}: is a folder") from error
+    except (av.error.FFmpegError, OSError) as error:
+        raise CannotDecode("not_a_video", f"{path}: not readable as a film ({error})") from error
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return container, stream
+    container.close()
+    raise CannotDecode("no_video_stream", f"{path}: has no video stream")
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Read a film's header and packet index.
+
+    Raises:
+        CannotDecode: see `open_video`; also when no packet carries a usable timestamp, or the size is zero.
+    """
+    container, stream = open_video(path)
+    with container:
+        if stream.codec_context is None:
+            raise CannotDecode("unknown_codec", f"{path}: no decoder for its video stream")
+        context = stream.codec_context
+        if not context.width or not context.height:
+            raise CannotDecode("no_dimensions", f"{path}: the video stream has no frame size")
+        pts, sizes, keys, durations = _packets(container, stream)
+        if len(pts) == 0:
+            raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
+        assert stream.time_base is not None
+        order = np.argsort(pts, kind="stable")
+        pts, sizes, keys, durations = pts[order], sizes[order], keys[order], durations[order]
+        unique = np.concatenate([[True], np.diff(pts) > 0])
+        pts, sizes, keys, durations = pts[unique], sizes[unique], keys[unique], durations[unique]
+        nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
+        last = int(durations[-1]) or (
+            int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / nominal / stream.time_base)
+        )
+        pixel_format = context.format
+        return VideoInfo(
+            path=str(path),
+            container=container.format.name,
+            codec=context.name,
+            profile=str(context.profile or ""),
+            pixel_format=pixel_format.name if pixel_format else "",
+            bit_depth=pixel_format.components[0].bits if pixel_format else 8,
+            width=context.width,
+            height=context.height,
+            rotation=_rotation(path),
+            sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1),
+            color_range={1: "tv", 2: "pc"}.get(int(context.color_range or 0), "unspecified"),
+            color_space=str(int(context.colorspace or 2)),
+            time_base=stream.time_base,
+            nominal_rate=Fraction(nominal),
+            pts=pts,
+            packet_size=sizes,
+            keyframe=keys,
+            end_pts=int(pts[-1]) + max(1, last),
+            audio=_audio(container),
+        )
+
+
+def _packets(
+    container: av.container.InputContainer, stream: VideoStream
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Timestamps, sizes, key flags and durations of the stream's packets, in file order."""
+    rows: list[tuple[int, int, bool, int]] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size == 0 or packet.is_discard:
+                continue
+            at = packet.pts if packet.pts is not None else packet.dts
+            if at is not None:
+                rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0))
+    except av.error.FFmpegError:
+        pass  # a broken tail: what was read before it stands; decoding reports where it stops
+    pts, sizes, keys, durations = zip(*rows, strict=True) if rows else ((), (), (), ())
+    as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
+    return as_int(pts), as_int(sizes), np.array(keys, dtype=bool), as_int(durations)
+
+
+def _audio(container: av.container.InputContainer) -> AudioInfo | None:
+    for stream in container.streams.audio:
+        if stream.codec_context is None:
+            continue
+        base = stream.time_base or Fraction(1)
+        return AudioInfo(
+            codec=stream.codec_context.name,
+            sample_rate=stream.codec_context.sample_rate or 0,
+            channels=stream.codec_context.channels or 0,
+            start_s=float((stream.start_time or 0) * base),
+            duration_s=float((stream.duration or 0) * base),
+        )
+    return None
+
+
+def _rotation(path: str | Path) -> int:
+    """Display rotation from the first frame's display matrix (PyAV exposes it on frames only)."""
+    container, stream = open_video(path)
+    with container:
+        try:
+            stream.codec_context.skip_frame = "NONKEY"
+            for frame in container.decode(stream):
+                return round(-frame.rotation / 90) * 90 % 360
+        except (av.error.FFmpegError, ValueError):
+            pass
+    return 0
