@@ -16,7 +16,7 @@ READY := .venv/.ready-$(TORCH)
 
 .PHONY: demo test lint types tests format setup clean
 
-setup: $(READY)
+setup: $(READY) ; @:
 
 $(READY): pyproject.toml deploy/constraints-cpu.txt deploy/overrides.txt deploy/weights.txt
 	@echo "setting up .venv (once; about a minute)"
