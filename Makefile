@@ -14,7 +14,7 @@ UV_INSTALL := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 CONSTRAINTS := $(if $(filter cuda,$(TORCH)),,-c deploy/constraints-cpu.txt)
 READY := .venv/.ready-$(TORCH)
 
-.PHONY: demo test lint types tests format setup clean
+.PHONY: demo test system lint types tests format setup clean
 
 setup: $(READY) ; @:
 
@@ -29,7 +29,10 @@ $(READY): pyproject.toml deploy/constraints-cpu.txt deploy/overrides.txt deploy/
 demo: setup
 	@$(BIN)/clipmill demo
 
-test: setup lint types tests
+test: setup system lint types tests
+
+system:
+	@deploy/system-packages.sh
 
 lint: setup
 	@$(BIN)/ruff check .
