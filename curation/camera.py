@@ -5,7 +5,8 @@ against that is an object and must not pull on the fit. The labels are those the
 (Stable Video Diffusion, section 4 and App. D): static, horizontal, vertical, zooming, rotating; everything else, a
 diagonal or a hand-held shot, is complex.
 
-Units: displacements in pixels of the reduced field (16 px on its shortest side) per 0.5 s; divergence and curl per 0.5 s.
+Units: displacements in pixels of the reduced field (16 px on its shortest side) per 0.5 s; divergence and curl per 0.5
+s.
 """
 
 from dataclasses import dataclass
@@ -15,17 +16,21 @@ from numpy.typing import NDArray
 
 LABELS = ("static", "horizontal", "vertical", "zooming", "rotating", "complex")
 
-# The three thresholds below were chosen on warps of real frames and on static-camera footage: see
+# The four thresholds below were chosen on warps of real frames and on static-camera footage: see
 # tests/curation/test_camera.py, which holds one case on each side of every one of them.
 
 STATIC_BELOW = 0.06
-"""Root mean square displacement by the camera below which a shot is static: 0.4 % of the frame's short side in 0.5 s."""
+"""Root mean square displacement by the camera below which a shot is static: 0.4 % of the frame's short side in 0.5
+s."""
 
 DOMINANT_SHARE = 0.75
 """Share of the camera's squared displacement that one kind of motion needs to give its name to the clip."""
 
 COHERENT_ABOVE = 0.6
 """Steadiness from one pair to the next (see `_coherence`) below which a motion is shake, not a move."""
+
+SUSTAINED_SHARE = 0.5
+"""Share of the pairs in which a motion must be there to name the clip: a hand that fills one frame is not a tilt."""
 
 _SCALE_FLOOR_PX = 0.02  # flow noise on a still picture; keeps the robust weights finite on perfect fits
 _ITERATIONS = 8
@@ -113,8 +118,8 @@ def fit_global_motion(fields: NDArray[np.floating], confidence: NDArray[np.float
 def camera_label(motion: GlobalMotion) -> str:
     """One of `LABELS` for a clip.
 
-    The magnitude of each kind of motion counts, never its signed mean: a pan to the left and back is horizontal. A motion
-    that changes direction from every pair to the next is hand-held shake: complex.
+    The magnitude of each kind of motion counts, never its signed mean: a pan to the left and back is horizontal. A
+    motion that changes direction from every pair to the next is hand-held shake: complex.
     """
     kinds = {
         "horizontal": motion.dx,
@@ -127,13 +132,15 @@ def camera_label(motion: GlobalMotion) -> str:
     if np.sqrt(total) < STATIC_BELOW:
         return "static"
     kind = max(energy, key=lambda name: energy[name])
-    if energy[kind] < DOMINANT_SHARE * total or _coherence(kinds[kind]) < COHERENT_ABOVE:
+    sustained = float(np.mean(np.abs(kinds[kind]) > STATIC_BELOW / 2))
+    if energy[kind] < DOMINANT_SHARE * total or sustained < SUSTAINED_SHARE or _coherence(kinds[kind]) < COHERENT_ABOVE:
         return "complex"
     return kind
 
 
 def _coherence(series: NDArray[np.float64]) -> float:
-    """Sum |s_i + s_(i+1)| / sum (|s_i| + |s_(i+1)|): 1 for a steady move, near 1 for one that turns once, low for shake."""
+    """Sum |s_i + s_(i+1)| / sum (|s_i| + |s_(i+1)|): 1 for a steady move, near 1 for one that turns once, low for
+    shake."""
     if len(series) < 2:
         return 1.0
     left, right = series[:-1], series[1:]
