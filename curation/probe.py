@@ -48,6 +48,7 @@ class VideoInfo:
     pts: np.ndarray  # int64, strictly increasing
     packet_size: np.ndarray  # int64, bytes of the packet that carries the frame
     keyframe: np.ndarray  # bool: the packet is flagged as a random-access point
+    decode_rank: np.ndarray  # int64: position of the frame's packet in decoding (file) order, from 0
     end_pts: int  # pts at which the last frame's display ends
     audio: AudioInfo | None
 
@@ -130,9 +131,9 @@ def probe(path: str | Path) -> VideoInfo:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None
         order = np.argsort(pts, kind="stable")
+        order = order[np.concatenate([[True], np.diff(pts[order]) > 0])]
+        rank = np.argsort(np.argsort(order))
         pts, sizes, keys, durations = pts[order], sizes[order], keys[order], durations[order]
-        unique = np.concatenate([[True], np.diff(pts) > 0])
-        pts, sizes, keys, durations = pts[unique], sizes[unique], keys[unique], durations[unique]
         nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
         last = int(durations[-1]) or (
             int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / nominal / stream.time_base)
@@ -141,7 +142,7 @@ def probe(path: str | Path) -> VideoInfo:
         return VideoInfo(
             path=str(path),
             container=container.format.name,
-            codec=context.name,
+            codec=context.codec.canonical_name,
             profile=str(context.profile or ""),
             pixel_format=pixel_format.name if pixel_format else "",
             bit_depth=pixel_format.components[0].bits if pixel_format else 8,
@@ -156,6 +157,7 @@ def probe(path: str | Path) -> VideoInfo:
             pts=pts,
             packet_size=sizes,
             keyframe=keys,
+            decode_rank=rank,
             end_pts=int(pts[-1]) + max(1, last),
             audio=_audio(container),
         )

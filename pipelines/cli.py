@@ -10,6 +10,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
+    "cuts": ("pipelines.cuts_cli:cuts", "print the cuts of films"),
 }
 
 
