@@ -1,0 +1,231 @@
+"""The scores of every candidate clip, as DuckDB sees them: the Parquet rows, and a narrow numeric table beside them.
+
+Relations in the connection:
+
+    clips   the Parquet rows with every column of `curation.schema.CLIPS` (a column that an older dataset lacks is null)
+    scores  one row per clip, in the order of the files: `us` (duration, microseconds), `gate` (0 or the number of the
+            gate), `source` (hash of source_id), `place` (which row of which file), and per score its value columns:
+            NAME for a number, NAME|low NAME|high NAME|mean for one value per frame, NAME as a code for a label
+
+A value is null in `scores` unless it is a finite number: an error, a NaN, an infinity, an empty list or a list with a
+hole is "could not be scored", never a value. Seconds are summed as whole microseconds, so that sums do not depend on
+the order in which threads add them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from curation import schema
+from curation.rules import Frames
+
+ROW_BITS = 40  # of `place`: the row in its file; the bits above number the file
+
+_SQL_TYPES = {
+    pa.string(): "VARCHAR",
+    pa.int64(): "BIGINT",
+    pa.int32(): "INTEGER",
+    pa.float64(): "DOUBLE",
+    pa.float32(): "FLOAT",
+    pa.bool_(): "BOOLEAN",
+    pa.list_(pa.float32()): "FLOAT[]",
+    pa.list_(pa.string()): "VARCHAR[]",
+}
+
+
+class SchemaError(ValueError):
+    """Rows that are not this version's. The message says which version they are and the way out."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How many clips have a score, have an error instead, or were never looked at."""
+
+    scored: int
+    failed: int
+    not_measured: int
+
+    @property
+    def unscored(self) -> int:
+        return self.failed + self.not_measured
+
+
+def quote(name: str) -> str:
+    """`name` as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """`value` as an SQL string."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def connect(*, memory_limit: str = "1200MB", threads: int | None = None) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that never reaches for the network or for extensions."""
+    con = duckdb.connect(
+        config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"},
+    )
+    con.execute(f"SET memory_limit = {text(memory_limit)}")
+    con.execute("SET preserve_insertion_order = true")
+    if threads is not None:
+        con.execute(f"SET threads = {int(threads)}")
+    return con
+
+
+def check_version(metadata: dict[bytes, bytes] | None, where: str) -> None:
+    """Raises SchemaError unless the Parquet metadata is of this schema version."""
+    found = (metadata or {}).get(b"clipmill_schema")
+    if found is None:
+        raise SchemaError(f"{where} is not a table of a Clipmill dataset (no clipmill_schema in its metadata)")
+    if int(found) > schema.VERSION:
+        raise SchemaError(
+            f"{where} has schema version {int(found)}; this clipmill reads up to {schema.VERSION}: install a newer one"
+        )
+    if int(found) < schema.VERSION:
+        raise SchemaError(
+            f"{where} has the older schema version {int(found)} (this clipmill writes {schema.VERSION}): run "
+            "`clipmill curate` on the same job into a new folder, or read it with the clipmill that wrote it"
+        )
+
+
+_LOW = {"any": "low", "all": "high", "mean": "mean"}
+_HIGH = {"any": "high", "all": "low", "mean": "mean"}
+
+
+def low_column(score: schema.Score, frames: Frames) -> str:
+    """The column of `scores` that a lower bound is compared with."""
+    return f"{score.name}|{_LOW[frames]}" if score.kind == "per_frame" else score.name
+
+
+def high_column(score: schema.Score, frames: Frames) -> str:
+    """The column of `scores` that an upper bound is compared with."""
+    return f"{score.name}|{_HIGH[frames]}" if score.kind == "per_frame" else score.name
+
+
+class ScoreTable:
+    """The relations above, built once from Parquet files, an Arrow table or an Arrow dataset."""
+
+    def __init__(
+        self,
+        clips: Sequence[str] | pa.Table | Any,
+        *,
+        con: duckdb.DuckDBPyConnection | None = None,
+        scores: Sequence[schema.Score] = schema.SCORES,
+    ) -> None:
+        """`clips`: local Parquet paths, or anything DuckDB scans as Arrow. Raises SchemaError."""
+        self.con = con if con is not None else connect()
+        self.known = tuple(scores)
+        self.files: list[str] = []
+        self._sorted: dict[str, np.ndarray] = {}
+        self._open(clips)
+        self._build()
+
+    def _open(self, clips: Sequence[str] | pa.Table | Any) -> None:
+        place = "row_number() OVER () - 1"
+        if isinstance(clips, (list, tuple)):
+            self.files = [str(path) for path in clips]
+            for path in self.files:
+                rows = self.con.execute("SELECT key, value FROM parquet_kv_metadata(?)", [path]).fetchall()
+                check_version({bytes(key): bytes(value) for key, value in rows}, path)
+        if self.files:
+            names = "[" + ", ".join(text(path) for path in self.files) + "]"
+            source = f"read_parquet({names}, union_by_name = true, filename = true, file_row_number = true)"
+            numbers = "MAP {" + ", ".join(f"{text(path)}: {i}" for i, path in enumerate(self.files)) + "}"
+            place = f"({numbers}[filename]::BIGINT << {ROW_BITS}) + file_row_number"
+        else:
+            table = schema.CLIPS.empty_table() if isinstance(clips, (list, tuple)) else clips
+            check_version(table.schema.metadata, "the table of clips")
+            self.con.register("clips_arrow", table)
+            source = "clips_arrow"
+        present = {row[0] for row in self.con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+        columns = [
+            f"{quote(field.name)}::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
+            if field.name in present
+            else f"NULL::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
+            for field in schema.CLIPS
+        ]
+        self.con.execute(f"CREATE VIEW clips AS SELECT {', '.join(columns)}, {place} AS place FROM {source}")
+
+    def _build(self) -> None:
+        self.gates: list[str] = [
+            row[0]
+            for row in self.con.execute("SELECT DISTINCT gate FROM clips WHERE gate IS NOT NULL ORDER BY 1").fetchall()
+        ]
+        self.labels: dict[str, list[str]] = {}
+        columns = [
+            "round(duration_s * 1e6)::BIGINT AS us",
+            f"{self._code('gate', self.gates)} AS gate",
+            "hash(source_id) AS source",
+            "place",
+        ]
+        counts = ["count(*)"]
+        for score in self.known:
+            column, failed = quote(score.column), quote(f"{score.column}_error")
+            if score.kind == "label":
+                rows = self.con.execute(f"SELECT DISTINCT {column} FROM clips WHERE {column} IS NOT NULL ORDER BY 1")
+                self.labels[score.name] = [row[0] for row in rows.fetchall()]
+                values = {score.name: f"nullif({self._code(score.column, self.labels[score.name])}, 0)"}
+                valid = f"{column} IS NOT NULL"
+            elif score.kind == "number":
+                values = {score.name: column}
+                valid = f"isfinite({column})"
+            else:
+                low, high = f"list_min({column})", f"list_max({column})"
+                values = {f"{score.name}|low": low, f"{score.name}|high": high}
+                values[f"{score.name}|mean"] = f"list_avg({column})::FLOAT"
+                valid = f"len({column}) > 0 AND list_count({column}) = len({column}) AND isfinite({low})"
+                valid += f" AND isfinite({high})"
+            ok = f"{failed} IS NULL AND {valid}"
+            columns += [f"CASE WHEN {ok} THEN {value} END AS {quote(name)}" for name, value in values.items()]
+            counts += [
+                f"count(*) FILTER (WHERE coalesce({ok}, false))",
+                f"count(*) FILTER (WHERE {failed} IS NOT NULL OR ({column} IS NOT NULL AND NOT coalesce({ok}, false)))",
+            ]
+        self.con.execute(f"CREATE TABLE scores AS SELECT {', '.join(columns)} FROM clips")
+        row = self._row(f"SELECT {', '.join(counts)} FROM clips")
+        self.clips: int = row[0]
+        self.measured: dict[str, Measured] = {}
+        for i, score in enumerate(self.known):
+            scored, wrong = row[1 + 2 * i], row[2 + 2 * i]
+            self.measured[score.name] = Measured(scored, wrong, self.clips - scored - wrong)
+        self.us: int = self._row("SELECT coalesce(sum(us), 0)::BIGINT FROM scores")[0]
+
+    @staticmethod
+    def _code(column: str, names: list[str]) -> str:
+        """SQL: 1-based position of the column's text in `names`, 0 for null."""
+        if not names:
+            return "0::UTINYINT"
+        listed = "[" + ", ".join(text(name) for name in names) + "]"
+        return f"coalesce(list_position({listed}, {quote(column)}), 0)::UTINYINT"
+
+    def _row(self, sql: str) -> tuple[Any, ...]:
+        row = self.con.execute(sql).fetchone()
+        assert row is not None
+        return row
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all candidate clips."""
+        return self.us / 1e6
+
+    def score(self, name: str) -> schema.Score:
+        """The score called `name`. Raises KeyError naming the known ones."""
+        for candidate in self.known:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(f"no score is called {name!r}; known: {', '.join(s.name for s in self.known)}")
+
+    def values(self, column: str) -> np.ndarray:
+        """The finite values of a numeric column of `scores`, sorted: float32 (scored,). Kept for the next call."""
+        if column not in self._sorted:
+            found = self.con.execute(
+                f"SELECT {quote(column)} AS v FROM scores WHERE {quote(column)} IS NOT NULL"
+            ).fetchnumpy()["v"]
+            values = np.asarray(found, np.float32)
+            values.sort()
+            self._sorted[column] = values
+        return self._sorted[column]

@@ -1,0 +1,344 @@
+"""Statistics of a decision: what came in, what each stage and each filter took, and what every score looks like.
+
+Everything is counted by DuckDB over the Parquet rows and is plain data (JSON). Two rules hold throughout: seconds in
+equal seconds lost plus seconds kept (`funnel.unaccounted_s` says what is left of that sum), and clips that could not
+be scored are a line of their own, never part of a filter's drops.
+
+A filter's drops are counted three ways: `alone`, as if it were the only one; `first`, what is left for it after the
+filters before it; `only`, the clips that nothing else would have dropped.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from curation import schema
+from curation.decisions import Bound, Outcome, mask_sql, outcome, reasons
+from curation.score_table import SchemaError, ScoreTable, check_version, high_column, low_column, quote, text
+
+BINS = 48
+QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.125, 0.25, 0.5, 0.75, 0.875, 0.9, 0.95, 0.99, 1.0)
+LOSSES = {
+    "lost_transition_s": "in gradual transitions",
+    "lost_short_s": "in shots below the minimum length",
+    "lost_keyframe_s": "between a cut and its key frame",
+    "lost_error_s": "in clips that could not be made",
+}
+COSTS = {"probe_s": "probe", "cuts_s": "cuts", "clips_s": "clips", "scores_s": "scores"}
+
+
+def open_sources(con: duckdb.DuckDBPyConnection, sources: Sequence[str] | pa.Table) -> None:
+    """Create the view `sources` with every column of `curation.schema.SOURCES`. Raises SchemaError."""
+    if isinstance(sources, pa.Table):
+        check_version(sources.schema.metadata, "the table of sources")
+        con.register("sources_arrow", sources)
+        relation = "sources_arrow"
+    elif sources:
+        for path in sources:
+            rows = con.execute("SELECT key, value FROM parquet_kv_metadata(?)", [path]).fetchall()
+            check_version({bytes(key): bytes(value) for key, value in rows}, path)
+        relation = f"read_parquet([{', '.join(text(path) for path in sources)}], union_by_name = true)"
+    else:
+        con.register("sources_arrow", schema.SOURCES.empty_table())
+        relation = "sources_arrow"
+    present = {row[0] for row in con.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()}
+    missing = [name for name in ("source_uri", "status", "duration_s") if name not in present]
+    if missing:
+        raise SchemaError(f"the table of sources has no column {missing[0]!r}")
+    columns = [
+        quote(field.name)
+        if field.name in present
+        else f"NULL::{'VARCHAR' if field.type == pa.string() else 'DOUBLE'} AS {quote(field.name)}"
+        for field in schema.SOURCES
+    ]
+    con.execute(f"CREATE OR REPLACE VIEW sources AS SELECT {', '.join(columns)} FROM {relation}")
+
+
+def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
+    """Every statistic of one decision. `open_sources` must have been called on the table's connection."""
+    result = outcome(scores, bounds)
+    funnel_ = funnel(scores.con, result)
+    return {
+        "schema": schema.VERSION,
+        "sources": sources_summary(scores.con),
+        "funnel": funnel_,
+        "yield": yields(funnel_),
+        "filters": filters(result, bounds),
+        "joint": joint(result),
+        "scores": {score.name: score_summary(scores, score, bounds) for score in scores.known},
+        "correlations": correlations(scores, bounds),
+        "clips_per_source": clips_per_source(scores, bounds),
+        "cost": cost(scores.con),
+    }
+
+
+def _rows(con: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = con.execute(sql).fetchall()
+    return found
+
+
+def sources_summary(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Sources by status, and the failed ones by reason with up to three examples each."""
+    status = dict(_rows(con, "SELECT coalesce(status, 'unknown'), count(*) FROM sources GROUP BY 1 ORDER BY 1"))
+    errors = [
+        {"reason": reason, "sources": count, "examples": [{"uri": uri, "message": message} for uri, message in some]}
+        for reason, count, some in (
+            (reason, count, [(example["uri"], example["message"]) for example in examples])
+            for reason, count, examples in _rows(
+                con,
+                "SELECT coalesce(reason, 'unknown'), count(*), "
+                "list({'uri': source_uri, 'message': message} ORDER BY source_uri)[:3] "
+                "FROM sources WHERE status = 'failed' GROUP BY 1 ORDER BY 2 DESC, 1",
+            )
+        )
+    ]
+    return {"total": sum(status.values()), "status": status, "errors": errors}
+
+
+def funnel(con: duckdb.DuckDBPyConnection, result: Outcome) -> dict[str, Any]:
+    """Seconds in, then each loss in order, down to what is kept.
+
+    `steps` are levels (`sources`, `candidates`, `kept`) with what is left, and losses between them with what they took.
+    """
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in ("duration_s", *LOSSES))
+    count, seconds_in, *lost = _rows(con, f"SELECT count(*), {sums} FROM sources WHERE status = 'ok'")[0]
+    steps: list[dict[str, Any]] = [
+        {"step": "sources", "kind": "level", "sources": count, "clips": None, "seconds": round(seconds_in, 6)}
+    ]
+    for name, took in zip(LOSSES, lost, strict=True):
+        steps.append(
+            {"step": name.removesuffix("_s"), "kind": "loss", "clips": None, "seconds": round(took, 6)}
+            | {"doc": LOSSES[name]}
+        )
+    clips, seconds = result.all
+    steps.append({"step": "candidates", "kind": "level", "clips": clips, "seconds": seconds})
+    left = np.ones(len(result.masks), bool)
+    for step in result.steps:
+        hit = result.has(result.of(step)) & left
+        took_clips, took_s = result.total(hit)
+        left &= ~hit
+        kind = "gate" if step[0].startswith("gate:") else "unscored" if step[1] else "filter"
+        steps.append({"step": step[0], "kind": kind, "clips": took_clips, "seconds": took_s})
+    kept_clips, kept_s = result.kept
+    steps.append({"step": "kept", "kind": "level", "clips": kept_clips, "seconds": kept_s})
+    taken = sum(step["seconds"] for step in steps if step["kind"] != "level")
+    return {"steps": steps, "unaccounted_s": round(seconds_in - taken - kept_s, 6)}
+
+
+def yields(funnel_: dict[str, Any]) -> dict[str, Any]:
+    """Shares of the seconds that came in; null when nothing came in."""
+    seconds = {step["step"]: step["seconds"] for step in funnel_["steps"] if step["kind"] == "level"}
+    given = seconds["sources"]
+    return {
+        "in_s": given,
+        "candidate_s": seconds["candidates"],
+        "kept_s": seconds["kept"],
+        "candidate_share": seconds["candidates"] / given if given else None,
+        "kept_share": seconds["kept"] / given if given else None,
+    }
+
+
+def filters(result: Outcome, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+    """Per step of the funnel: what it drops alone, first and only; and the rule behind it."""
+    rules = {bound.rule.score: bound for bound in bounds}
+    left = np.ones(len(result.masks), bool)
+    rows = []
+    for step in result.steps:
+        hit = result.has(result.of(step))
+        others = result.has([reason for other in result.steps if other != step for reason in result.of(other)])
+        row: dict[str, Any] = {"filter": step[0], "unscored": step[1]}
+        for name, where in (("alone", hit), ("first", hit & left), ("only", hit & ~others)):
+            clips, seconds = result.total(where)
+            row[name] = {"clips": clips, "seconds": seconds}
+        left &= ~hit
+        if step[0] in rules and not step[1]:
+            row |= {"rule": rules[step[0]].rule.as_data(), "resolved": rules[step[0]].resolved()}
+        rows.append(row)
+    return rows
+
+
+def joint(result: Outcome) -> dict[str, Any]:
+    """Clips and seconds that two steps both drop; the diagonal is what each drops alone."""
+    hits = [result.has(result.of(step)) for step in result.steps]
+    both = [[result.total(a & b) for b in hits] for a in hits]
+    return {
+        "filters": [f"{name} unscored" if unscored else name for name, unscored in result.steps],
+        "clips": [[clips for clips, _ in row] for row in both],
+        "seconds": [[seconds for _, seconds in row] for row in both],
+    }
+
+
+def _bound(bounds: Sequence[Bound], name: str) -> Bound | None:
+    return next((bound for bound in bounds if bound.rule.score == name), None)
+
+
+def shown_column(score: schema.Score, bound: Bound | None) -> str:
+    """The numeric column of `scores` that stands for a score: the one its rule compares, else the mean over frames."""
+    if score.kind != "per_frame":
+        return score.name
+    if bound is None:
+        return low_column(score, "mean")
+    return high_column(score, bound.rule.frames) if bound.high is not None else low_column(score, bound.rule.frames)
+
+
+def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Bound]) -> dict[str, Any]:
+    """One score: how many have it, its errors and models, its distribution before and after the decision."""
+    measured = scores.measured[score.name]
+    bound = _bound(bounds, score.name)
+    model, error = quote(f"{score.column}_model"), quote(f"{score.column}_error")
+    models = _rows(
+        scores.con, f"SELECT {model}, count(*) FROM clips WHERE {model} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
+    errors = _rows(
+        scores.con,
+        f"SELECT split_part({error}, ':', 1), count(*), min({error}) FROM clips WHERE {error} IS NOT NULL "
+        "GROUP BY 1 ORDER BY 2 DESC, 1",
+    )
+    data: dict[str, Any] = {
+        "kind": score.kind,
+        "unit": score.unit,
+        "doc": score.doc,
+        "scored": measured.scored,
+        "failed": measured.failed,
+        "not_measured": measured.not_measured,
+        "models": dict(models),
+        "errors": [{"reason": reason, "clips": count, "example": example} for reason, count, example in errors],
+    }
+    if not measured.scored:
+        return data
+    keep = keep_sql(scores, bounds)
+    if score.kind == "label":
+        counted = _rows(
+            scores.con,
+            f"SELECT {quote(score.name)}, count(*), sum(us)::BIGINT, count(*) FILTER (WHERE {keep}), "
+            f"coalesce(sum(us) FILTER (WHERE {keep}), 0)::BIGINT FROM scores WHERE {quote(score.name)} IS NOT NULL "
+            "GROUP BY 1 ORDER BY 1",
+        )
+        names = scores.labels[score.name]
+        data["labels"] = {
+            names[code - 1]: {"clips": n, "seconds": us / 1e6, "kept": {"clips": m, "seconds": kept_us / 1e6}}
+            for code, n, us, m, kept_us in counted
+        }
+        return data
+    shown = shown_column(score, bound)
+    data["shown"] = shown
+    data["quantiles"] = quantiles(scores.values(shown))
+    data["histogram"] = histogram(scores, shown, keep, bound)
+    return data
+
+
+def quantiles(values: np.ndarray) -> dict[str, float]:
+    """Exact quantiles of sorted float32 (n,): the value at position floor(q (n - 1)), so a value that occurs."""
+    return {f"{q:g}": float(str(values[int(q * (len(values) - 1))])) for q in QUANTILES}
+
+
+def keep_sql(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
+    """SQL over `scores`: true for a clip that the bounds keep."""
+    dropping = [reason for reason in reasons(scores, bounds) if reason.drops]
+    return f"({mask_sql(dropping)}) = 0" if dropping else "true"
+
+
+def histogram(scores: ScoreTable, column: str, keep: str, bound: Bound | None) -> dict[str, Any]:
+    """Counts in BINS equal bins from the smallest value to the 99.5th percentile, stretched to contain the bounds.
+
+    The last bin also holds whatever lies above it: `beyond` says how many clips those are.
+    """
+    values = scores.values(column)
+    low, high = float(values[0]), float(values[int(0.995 * (len(values) - 1))])
+    if bound is not None:
+        low = min([low, *(b for b in (bound.low, bound.high) if b is not None)])
+        high = max([high, *(b for b in (bound.low, bound.high) if b is not None)])
+    if low >= 0 and low < 0.25 * high:
+        low = 0.0
+    if not high > low:
+        high = low + (abs(low) * 0.01 or 1.0)
+    width = (high - low) / BINS
+    place_of = f"floor(({quote(column)} - {low!r}::DOUBLE) / {width!r}::DOUBLE)"
+    counted = _rows(
+        scores.con,
+        f"SELECT least(greatest({place_of}, 0), {BINS - 1})::UTINYINT, {keep}, count(*), sum(us)::BIGINT "
+        f"FROM scores WHERE {quote(column)} IS NOT NULL GROUP BY 1, 2",
+    )
+    clips, kept = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    us, kept_us = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
+    for place, stays, n, total in counted:
+        clips[place] += n
+        us[place] += total
+        if stays:
+            kept[place] += n
+            kept_us[place] += total
+    return {
+        "low": low,
+        "high": high,
+        "clips": clips.tolist(),
+        "kept": kept.tolist(),
+        "seconds": (us / 1e6).tolist(),
+        "kept_seconds": (kept_us / 1e6).tolist(),
+        "beyond": int(len(values) - np.searchsorted(values, np.float32(high), side="right")),
+    }
+
+
+def correlations(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
+    """Pearson correlation of every two numeric scores, over the clips that have both; null where it is undefined."""
+    columns = {
+        score.name: shown_column(score, _bound(bounds, score.name))
+        for score in scores.known
+        if score.kind != "label" and scores.measured[score.name].scored > 1
+    }
+    names = list(columns)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    matrix: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
+    if pairs:
+        wanted = ", ".join(f"corr({quote(columns[a])}, {quote(columns[b])})" for a, b in pairs)
+        for (a, b), value in zip(pairs, _rows(scores.con, f"SELECT {wanted} FROM scores")[0], strict=True):
+            known = None if value is None or math.isnan(value) else round(value, 6)
+            matrix[names.index(a)][names.index(b)] = matrix[names.index(b)][names.index(a)] = known
+    return {"scores": names, "pearson": matrix}
+
+
+def clips_per_source(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
+    """The paper's figure 2: how many sources have 0, 1, 2-3, 4-7, ... clips, before and after the decision."""
+    keep = keep_sql(scores, bounds)
+    rows = _rows(
+        scores.con,
+        "SELECT before, after, count(*) FROM (SELECT count(*) AS before, "
+        f"count(*) FILTER (WHERE {keep}) AS after FROM scores GROUP BY source) GROUP BY 1, 2",
+    )
+    silent = _rows(scores.con, "SELECT count(*) FROM sources WHERE status = 'ok' AND coalesce(clips, 0) = 0")[0][0]
+    most = max((before for before, _, _ in rows), default=1)
+    edges = [0, 1]
+    while edges[-1] <= most:
+        edges.append(edges[-1] * 2)
+    before_n, after_n = [0] * (len(edges) - 1), [0] * (len(edges) - 1)
+    before_n[0] = after_n[0] = silent
+    total = [0, 0]
+    for before, after, n in rows:
+        before_n[before.bit_length()] += n
+        after_n[after.bit_length()] += n
+        total = [total[0] + before * n, total[1] + after * n]
+    count = sum(n for _, _, n in rows) + silent
+    return {
+        "edges": edges,  # bin i holds sources with edges[i] <= clips < edges[i + 1]
+        "before": before_n,
+        "after": after_n,
+        "mean_before": total[0] / count if count else None,
+        "mean_after": total[1] / count if count else None,
+    }
+
+
+def cost(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """Processor time of each stage, in all and per hour of video that came in."""
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in COSTS)
+    seconds_in, *spent = _rows(con, f"SELECT coalesce(sum(duration_s), 0), {sums} FROM sources")[0]
+    return [
+        {
+            "stage": stage,
+            "cpu_s": round(took, 6),
+            "cpu_s_per_video_hour": round(took / seconds_in * 3600, 6) if seconds_in else None,
+        }
+        for stage, took in zip(COSTS.values(), spent, strict=True)
+    ]
