@@ -62,7 +62,7 @@ class Conditioning:
                 bad = int((~torch.isfinite(value)).sum())
                 raise ConditioningError(
                     f"conditioning {field.name}: {bad} of {value.numel()} values are NaN or infinite. "
-                    "Check the input image and the encoder (a half-precision encoder overflows: use float32 or bfloat16)"
+                    "Check the input image and the encoder (float16 encoders overflow: use float32 or bfloat16)"
                 )
         return self
 

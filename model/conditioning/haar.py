@@ -62,7 +62,7 @@ class HaarAutoencoder(nn.Module):
         self.channels = 3 * 4**levels
 
     def encode(self, frames: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
-        """Frames (N, 3, H, W) on [-1, 1] -> (N, 3 * 4^levels, H/f, W/f). There is no posterior: `sample` changes nothing.
+        """Frames (N, 3, H, W) on [-1, 1] -> (N, 3 * 4^levels, H/f, W/f); no posterior, so `sample` changes nothing.
 
         Raises:
             ValueError: H or W is no multiple of f.
@@ -78,7 +78,7 @@ class HaarAutoencoder(nn.Module):
         return torch.cat([low * LOW_GAINS[self.levels - 1], *reversed(bands)], dim=1)
 
     def decode(self, latents: Tensor, *, num_frames: int = 1) -> Tensor:
-        """The inverse of encode: (N, C, h, w) -> (N, 3, h f, w f). Frames are independent: num_frames changes nothing."""
+        """The inverse of encode: (N, C, h, w) -> (N, 3, h f, w f), each frame on its own."""
         sizes = [9 * 4 ** (self.levels - 1 - level) for level in reversed(range(self.levels))]
         low, *bands = latents.split([3, *sizes], dim=1)
         low = low / LOW_GAINS[self.levels - 1]

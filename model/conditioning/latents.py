@@ -83,7 +83,7 @@ def encode_video(
     generator: torch.Generator | None = None,
     chunk: int | None = None,
 ) -> Tensor:
-    """What is diffused: frames (B, T, 3, H, W) on [-1, 1] -> scaled latents (B, T, C, h, w), `chunk` frames at a time."""
+    """What is diffused: frames (B, T, 3, H, W) on [-1, 1] -> scaled latents (B, T, C, h, w), by `chunk` frames."""
     flat = frames.flatten(0, 1)
     parts = [autoencoder.encode(part, sample=sample, generator=generator) for part in flat.split(chunk or len(flat))]
     return torch.cat(parts).unflatten(0, frames.shape[:2]) * autoencoder.scaling_factor

@@ -1,8 +1,8 @@
 """The published preprocessing of the conditioning image for CLIP (generative-models, FrozenOpenCLIPImageEmbedder).
 
 The image is squashed to a square (no crop) by a bicubic resize with align_corners=True; when it shrinks, it is blurred
-first by a Gaussian of sigma = (factor - 1) / 2, cut off at 2 sigma, with reflected borders. Then [-1, 1] becomes [0, 1],
-and CLIP's mean and standard deviation are taken out. Trained models saw exactly this, so it is done exactly.
+first by a Gaussian of sigma = (factor - 1) / 2, cut off at 2 sigma, with reflected borders. Then [-1, 1] becomes
+[0, 1], and CLIP's mean and standard deviation are taken out. Trained models saw exactly this, so it is done exactly.
 """
 
 import torch

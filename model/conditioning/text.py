@@ -39,9 +39,10 @@ class OpenClipTextEncoder(nn.Module):
 
     kind = "open_clip"
 
-    def __init__(self, clip: nn.Module) -> None:
+    def __init__(self, clip: nn.Module, config: dict[str, Any] | None = None) -> None:
         super().__init__()
         source: Any = clip
+        self.config = config  # open_clip's model configuration, needed only to write it out
         self.token_embedding = source.token_embedding
         self.positional_embedding = source.positional_embedding
         self.transformer = source.transformer

@@ -25,7 +25,7 @@ def guide(unconditional: Tensor, conditional: Tensor, scales: Tensor) -> Tensor:
     """Equation (3), frame by frame.
 
     Args:
-        unconditional, conditional: denoised videos, (B, T, C, H, W), or flat (B*T, C, H, W) as generative-models has it.
+        unconditional, conditional: denoised videos (B, T, C, H, W), or flat (B*T, C, H, W) as in generative-models.
         scales: (B, T), or (T,) for the same scales in every video.
 
     Raises:

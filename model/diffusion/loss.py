@@ -4,7 +4,7 @@
 
 With the preconditioning (10)-(13), lambda c_out^2 = 1, so (2) equals
 
-          E [ || F_theta(c_in x; c_noise) - v ||^2 ],   v = (n - sigma x0) / sqrt(1 + sigma^2)       (n of unit variance)
+          E [ || F_theta(c_in x; c_noise) - v ||^2 ],   v = (n - sigma x0) / sqrt(1 + sigma^2)     (n of unit variance)
 
 which never divides by sigma. The weighted form loses everything to cancellation at small sigma in bf16; `weighted`
 computes it anyway, for the test that the two are equal and for reading.

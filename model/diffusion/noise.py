@@ -24,7 +24,7 @@ class LogNormal:
             raise ValueError(f"p_mean {self.p_mean}, p_std {self.p_std}: both finite and p_std >= 0 are needed")
 
     def sample(self, batch: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw one sigma per video: float32 (batch,), on the CPU, where the generator gives the same on every device."""
+        """Draw one sigma per video: float32 (batch,), on the CPU (one seed, every device)."""
         return self.from_normal(torch.randn(batch, generator=generator))
 
     def from_normal(self, z: Tensor) -> Tensor:

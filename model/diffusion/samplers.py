@@ -2,12 +2,13 @@
 
     (1)   dx = -sigma'(t) sigma(t) grad_x log p(x; sigma(t)) dt,   grad_x log p = (D(x; sigma) - x) / sigma^2
 
-With sigma(t) = t this is dx/dsigma = (x - D(x; sigma)) / sigma, called d below. Both samplers are EDM's Algorithm 2 with
-its optional noise (`churn`); without it Heun is Algorithm 1, and Euler is the same without the correction.
+With sigma(t) = t this is dx/dsigma = (x - D(x; sigma)) / sigma, called d below. Both samplers are EDM's Algorithm 2
+with its optional noise (`churn`); without it Heun is Algorithm 1, and Euler is the same without the correction.
 
 x is (B, ...), `sigmas` is decreasing and ends in 0; a denoiser is a function (x, sigma (B,)) -> D(x; sigma).
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def _sample(
 ) -> Tensor:
     churn = churn or Churn()
     levels = sigmas.tolist()
-    if len(levels) < 2 or levels[-1] != 0 or any(a <= b for a, b in zip(levels, levels[1:], strict=False)):
+    if len(levels) < 2 or levels[-1] != 0 or any(a <= b for a, b in itertools.pairwise(levels)):
         raise ValueError("sigmas must decrease strictly and end in 0")
     steps = len(levels) - 1
     for i in range(steps):

@@ -1,0 +1,355 @@
+"""Model directories on disk: diffusers' layout, plus `clipmill.json` for what diffusers has no place for.
+
+model_index.json          StableVideoDiffusionPipeline, where every part is one diffusers knows
+clipmill.json             task, frames, guidance, motion map (model/tasks/description.py); absent in published ones
+unet/                     config.json, diffusion_pytorch_model.safetensors
+vae/                      diffusers' autoencoder, or config.json of the Haar pyramid
+scheduler/                noise levels, as diffusers' EulerDiscreteScheduler
+image_encoder/            transformers' CLIP, or open_clip's image tower (open_clip_config.json)
+feature_extractor/        mean and standard deviation of CLIP's pixels
+text_encoder/             the same for text
+input_scale/              learned c_in, where there is one
+mask_embedding/           learned mask of frame interpolation
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from model.checkpoints import load_unet, save_unet
+from model.conditioning.haar import HaarAutoencoder
+from model.conditioning.image import ImageEncoder, OpenClipImageEncoder, TransformersImageEncoder
+from model.conditioning.latents import Autoencoder, KLAutoencoder
+from model.conditioning.resize import CLIP_MEAN, CLIP_STD
+from model.conditioning.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
+from model.diffusion.preconditioning import LearnedInputScale
+from model.tasks.description import FILE, ModelDescription, ModelDirectoryError
+from model.tasks.interpolation_mask import MaskEmbedding
+from model.tasks.video_model import VideoModel
+from model.unet_config import UNetConfig
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+WEIGHTS = "model.safetensors"
+
+
+def load_model(directory: Path, *, device: torch.device | str, dtype: torch.dtype, offload: bool) -> VideoModel:
+    """Read a directory; see VideoModel.load. With `offload` the weights stay on the CPU until they are needed."""
+    if not directory.is_dir():
+        raise ModelDirectoryError(
+            f"{directory} is no directory; a model directory holds unet/, vae/ and model_index.json"
+        )
+    if not (directory / "unet").is_dir() or not (directory / "vae").is_dir():
+        raise ModelDirectoryError(f"{directory}: unet/ and vae/ are needed; found {sorted(os.listdir(directory))[:10]}")
+    place = "cpu" if offload else device
+    unet = load_unet(directory, device=place, dtype=dtype)
+    unet.requires_grad_(False).eval()
+    described = (directory / FILE).is_file()
+    description = ModelDescription.load(directory) if described else _published(directory, unet.config)
+    with _quiet():
+        model = VideoModel(
+            description=description,
+            unet=unet,
+            autoencoder=_load_autoencoder(directory / "vae", dtype),
+            image_encoder=_load_image_encoder(directory, dtype),
+            text_encoder=_load_text_encoder(directory / "text_encoder", dtype),
+            input_scale=_load_input_scale(directory / "input_scale", description.input_scale),
+            mask_embedding=_load_mask_embedding(directory / "mask_embedding"),
+            device=device,
+        )
+    for part in model.modules():
+        part.requires_grad_(False).eval()
+        if not offload or part in (model.input_scale, model.mask_embedding):
+            part.to(device)
+    return model
+
+
+def save_model(model: VideoModel, directory: Path) -> None:
+    """Write a directory, complete or not at all: into a temporary sibling, then renamed.
+
+    Raises:
+        FileExistsError: the directory exists and is not empty.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise FileExistsError(f"{directory} exists and is not empty")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        with _quiet():
+            _write(model, partial)
+        partial.chmod(0o755)
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(model: VideoModel, directory: Path) -> None:
+    index: dict[str, Any] = {"_class_name": "ClipmillVideoModel"}
+    save_unet(model.unet, directory)
+    index["unet"] = ["diffusers", "UNetSpatioTemporalConditionModel"]
+    if isinstance(model.autoencoder, HaarAutoencoder):
+        _write_json(
+            directory / "vae" / "config.json", {"_class_name": "HaarAutoencoder", "levels": model.autoencoder.levels}
+        )
+        index["vae"] = ["clipmill", "HaarAutoencoder"]
+    elif isinstance(model.autoencoder, KLAutoencoder):
+        model.autoencoder.model.save_pretrained(directory / "vae")
+        index["vae"] = ["diffusers", type(model.autoencoder.model).__name__]
+    else:
+        raise ModelDirectoryError(f"do not know how to write an autoencoder of kind {model.autoencoder.kind!r}")
+    _write_json(directory / "scheduler" / "scheduler_config.json", _scheduler_config(model.description))
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    if model.image_encoder is not None:
+        index["image_encoder"] = _write_encoder(model.image_encoder, directory / "image_encoder")
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        _write_json(
+            directory / "feature_extractor" / "preprocessor_config.json", _processor_config(model.image_encoder)
+        )
+    if model.text_encoder is not None:
+        index["text_encoder"] = _write_encoder(model.text_encoder, directory / "text_encoder")
+    for name in ("input_scale", "mask_embedding"):
+        part = getattr(model, name)
+        if part is not None:
+            (directory / name).mkdir()
+            save_file({k: v.contiguous() for k, v in part.state_dict().items()}, directory / name / WEIGHTS)
+    opens_in_diffusers = (
+        model.description.task == "image_to_video"
+        and model.autoencoder.kind == "kl-temporal"
+        and isinstance(model.image_encoder, TransformersImageEncoder)
+        and model.input_scale is None
+    )
+    if opens_in_diffusers:
+        index |= {"_class_name": "StableVideoDiffusionPipeline", "_diffusers_version": "0.35.0"}
+    _write_json(directory / "model_index.json", index)
+    model.description.save(directory)
+
+
+def _published(directory: Path, config: UNetConfig) -> ModelDescription:
+    """What is known about a published checkpoint: it is image-to-video, with the guidance of its clip length."""
+    if config.in_channels != 2 * config.out_channels:
+        raise ModelDirectoryError(
+            f"{directory}: no {FILE}, and unet/config.json has {config.in_channels} input channels: "
+            f"only published image-to-video checkpoints ({2 * config.out_channels}) can do without"
+        )
+    sigmas = {}
+    scheduler = directory / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        read = json.loads(scheduler.read_text())
+        sigmas = {key: float(read[key]) for key in ("sigma_min", "sigma_max") if read.get(key) is not None}
+    long = config.num_frames > 14
+    return ModelDescription(
+        task="image_to_video",
+        frames=config.num_frames,
+        steps=30 if long else 25,
+        min_guidance=1.5 if long else 1.0,
+        max_guidance=3.0 if long else 2.5,
+        motion=None,  # the map from motion to buckets was never published
+        **sigmas,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars, which would run into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """`fp16` where only a half-precision file lies in the folder."""
+    return "fp16" if not (folder / f"{stem}.safetensors").is_file() and any(folder.glob(f"{stem}.fp16*")) else None
+
+
+def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
+    config = _read_json(folder / "config.json")
+    name = config.get("_class_name")
+    if name == "HaarAutoencoder":
+        return HaarAutoencoder(int(config["levels"]))
+    from curation.compat import ensure_torchvision
+
+    ensure_torchvision()
+    import diffusers
+
+    if name not in ("AutoencoderKL", "AutoencoderKLTemporalDecoder"):
+        raise ModelDirectoryError(f"{folder / 'config.json'}: unknown autoencoder {name!r}")
+    variant = _variant(folder, "diffusion_pytorch_model")
+    try:
+        vae = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, variant=variant, use_safetensors=True)
+    except OSError as error:
+        raise ModelDirectoryError(f"{folder}: {error}") from error
+    return KLAutoencoder(vae)
+
+
+def _load_image_encoder(directory: Path, dtype: torch.dtype) -> ImageEncoder | None:
+    folder = directory / "image_encoder"
+    if not folder.is_dir():
+        return None
+    processor = directory / "feature_extractor" / "preprocessor_config.json"
+    read = _read_json(processor) if processor.is_file() else {}
+    mean, std = tuple(read.get("image_mean", CLIP_MEAN)), tuple(read.get("image_std", CLIP_STD))
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return OpenClipImageEncoder(_open_clip(folder, dtype, "visual"), mean, std, _open_clip_config(folder))
+    from curation.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import CLIPVisionModelWithProjection
+
+    try:
+        encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=dtype, variant=_variant(folder, "model"))
+    except OSError as error:
+        raise ModelDirectoryError(f"{folder}: {error}") from error
+    return TransformersImageEncoder(encoder, mean, std)
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder | None:
+    if not folder.is_dir():
+        return None
+    if (folder / OPEN_CLIP_CONFIG).is_file():
+        return OpenClipTextEncoder(_open_clip(folder, dtype, "text"), _open_clip_config(folder))
+    from curation.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from transformers import CLIPTextModel
+
+    try:
+        encoder = CLIPTextModel.from_pretrained(folder, dtype=dtype, variant=_variant(folder, "model"))
+    except OSError as error:
+        raise ModelDirectoryError(f"{folder}: {error}") from error
+    return TransformersTextEncoder(encoder)
+
+
+def _open_clip(folder: Path, dtype: torch.dtype, tower: str) -> nn.Module:
+    """One tower of an open_clip model: the whole is built without memory, and only the tower's weights are read."""
+    from curation.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from open_clip import CLIP
+
+    config = _open_clip_config(folder)
+    weights = load_file(folder / WEIGHTS)
+    with torch.device("meta"):
+        clip = CLIP(**config)
+    if tower == "visual":
+        clip = clip.visual
+    missing, unexpected = clip.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, strict=False, assign=True)
+    missing = [key for key in missing if tower == "visual" or not key.startswith(("visual.", "logit_"))]
+    if tower == "text":
+        clip.register_buffer("attn_mask", _causal_mask(clip.context_length), persistent=False)
+        missing = [key for key in missing if key != "text_projection"]
+    if missing or unexpected:
+        raise ModelDirectoryError(
+            f"{folder / WEIGHTS}: {len(missing)} keys missing {missing[:10]}, "
+            f"{len(unexpected)} surplus {unexpected[:10]}"
+        )
+    return clip
+
+
+def _open_clip_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = _read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"]
+    return config
+
+
+def _causal_mask(length: int) -> torch.Tensor:
+    return torch.full((length, length), float("-inf")).triu(1)
+
+
+def _load_input_scale(folder: Path, kind: str | None) -> LearnedInputScale | None:
+    if kind is None:
+        return None
+    scale = LearnedInputScale(kind)  # type: ignore[arg-type]
+    scale.load_state_dict(load_file(folder / WEIGHTS))
+    return scale
+
+
+def _load_mask_embedding(folder: Path) -> MaskEmbedding | None:
+    if not folder.is_dir():
+        return None
+    weights = load_file(folder / WEIGHTS)
+    embedding = MaskEmbedding(*weights["z_m"].shape)
+    embedding.load_state_dict(weights)
+    return embedding
+
+
+def _write_encoder(encoder: ImageEncoder | TextEncoder, folder: Path) -> list[str]:
+    if isinstance(encoder, TransformersImageEncoder | TransformersTextEncoder):
+        encoder.model.save_pretrained(folder)
+        return ["transformers", type(encoder.model).__name__]
+    if isinstance(encoder, OpenClipImageEncoder | OpenClipTextEncoder):
+        if encoder.config is None:
+            raise ModelDirectoryError("an open_clip encoder without its model configuration cannot be written")
+        _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": encoder.config})
+        tower = encoder.model if isinstance(encoder, OpenClipImageEncoder) else encoder
+        save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, folder / WEIGHTS)
+        return ["open_clip", type(encoder).__name__]
+    raise ModelDirectoryError(f"do not know how to write an encoder of kind {encoder.kind!r}")
+
+
+def _scheduler_config(description: ModelDescription) -> dict[str, Any]:
+    """The released scheduler: continuous EDM noise levels under diffusers' names."""
+    return {
+        "_class_name": "EulerDiscreteScheduler",
+        "_diffusers_version": "0.35.0",
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "interpolation_type": "linear",
+        "num_train_timesteps": 1000,
+        "prediction_type": "v_prediction",
+        "sigma_max": description.sigma_max,
+        "sigma_min": description.sigma_min,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "timestep_type": "continuous",
+        "use_karras_sigmas": True,
+    }
+
+
+def _processor_config(encoder: ImageEncoder) -> dict[str, Any]:
+    size = getattr(encoder, "image_size", 224)
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": size, "width": size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(getattr(encoder, "mean", CLIP_MEAN)),
+        "image_std": list(getattr(encoder, "std", CLIP_STD)),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ModelDirectoryError(f"{path} is missing") from error
+    except json.JSONDecodeError as error:
+        raise ModelDirectoryError(f"{path}: not JSON ({error})") from error
+    return data
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=2) + "\n")

@@ -1,0 +1,213 @@
+"""Videos as tensors, in and out: reading images and films, writing mp4, gif and PNG frames, contact sheets.
+
+Frames are (T, 3, H, W), float32 on [-1, 1], RGB. Files appear complete under their name or not at all.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+FORMATS = ("mp4", "gif", "png")
+
+
+class VideoFileError(OSError):
+    """A file cannot be read or written; the message names it and says what to do."""
+
+
+def to_bytes(frames: Tensor) -> NDArray[np.uint8]:
+    """Frames (T, 3, H, W) on [-1, 1] -> (T, H, W, 3) uint8, rounded to nearest."""
+    unit = (frames.float().clamp(-1, 1) + 1) / 2
+    array: NDArray[np.uint8] = (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return array
+
+
+def from_bytes(array: NDArray[np.uint8]) -> Tensor:
+    """(T, H, W, 3) uint8 -> frames (T, 3, H, W) float32 on [-1, 1]."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
+def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
+    """An image as (1, 3, H, W) on [-1, 1]; turned as its EXIF says, transparency on black.
+
+    Args:
+        size: (width, height): scaled to cover it (Lanczos) and cropped at the centre; None keeps the image's own.
+
+    Raises:
+        VideoFileError: missing, or no image.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise VideoFileError(f"{path}: no such file") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise VideoFileError(f"{path}: not an image that can be read ({error})") from error
+    if size is not None and image.size != size:
+        image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+    return from_bytes(np.array(image)[None])
+
+
+def read_video(
+    path: str | Path, *, size: tuple[int, int] | None = None, max_frames: int | None = None
+) -> tuple[Tensor, float]:
+    """A film's first frames (T, 3, H, W) on [-1, 1] and its mean frame rate.
+
+    Args:
+        size: (width, height), covered and cropped as in read_image.
+
+    Raises:
+        VideoFileError: missing, or no video stream that can be decoded.
+    """
+    frames: list[NDArray[np.uint8]] = []
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoFileError(f"{path}: no video stream")
+            rate = container.streams.video[0].average_rate
+            for frame in container.decode(video=0):
+                image = frame.to_image()
+                frames.append(
+                    np.array(image if size is None else ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
+                )
+                if max_frames is not None and len(frames) >= max_frames:
+                    break
+    except av.FFmpegError as error:
+        raise VideoFileError(f"{path}: not a video that can be read ({error})") from error
+    if not frames:
+        raise VideoFileError(f"{path}: no frame could be decoded")
+    return from_bytes(np.stack(frames)), float(rate or 25)
+
+
+def write_video(frames: Tensor, path: str | Path, *, fps: float, format: str | None = None) -> Path:
+    """Write frames (T, 3, H, W) on [-1, 1]: mp4 (H.264), gif, or a folder of PNGs (format `png`).
+
+    Args:
+        format: one of FORMATS; default: the path's suffix, a path without one is a folder of PNGs.
+
+    Raises:
+        ValueError: an unknown format, or an odd size for mp4.
+        VideoFileError: no space, or no permission.
+    """
+    path = Path(path)
+    format = format or format_of(path)
+    if format == "mp4" and (frames.shape[-1] % 2 or frames.shape[-2] % 2):
+        raise ValueError(f"{frames.shape[-1]} x {frames.shape[-2]}: mp4 (4:2:0) needs even sizes; write gif or png")
+    pixels = to_bytes(frames)
+    writers: dict[str, Callable[[Path], None]] = {
+        "mp4": lambda target: _write_mp4(pixels, target, fps),
+        "gif": lambda target: _write_gif(pixels, target, fps),
+        "png": lambda target: _write_pngs(pixels, target),
+    }
+    if format not in writers:
+        raise ValueError(f"format {format!r}: {', '.join(FORMATS)}")
+    _complete_or_nothing(path, writers[format], folder=format == "png")
+    return path
+
+
+def format_of(path: Path) -> str:
+    """The format a path asks for by its suffix.
+
+    Raises:
+        ValueError: a suffix that is none of FORMATS.
+    """
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in ("mp4", "gif", "png", ""):
+        raise ValueError(f"{path}: do not know how to write .{suffix}; use .mp4, .gif, or a folder for PNGs")
+    return suffix or "png"
+
+
+def contact_sheet(frames: Tensor, *, columns: int | None = None, gap: int = 2) -> Tensor:
+    """Frames (T, 3, H, W) side by side on white, row by row: one image (1, 3, H', W')."""
+    t, _, h, w = frames.shape
+    columns = columns or min(t, 7)
+    rows = -(-t // columns)
+    sheet = torch.ones(1, 3, rows * (h + gap) + gap, columns * (w + gap) + gap)
+    for i, frame in enumerate(frames):
+        y, x = gap + i // columns * (h + gap), gap + i % columns * (w + gap)
+        sheet[0, :, y : y + h, x : x + w] = frame
+    return sheet
+
+
+def write_image(image: Tensor, path: str | Path) -> Path:
+    """Write one image (1, 3, H, W) on [-1, 1] as PNG.
+
+    Raises:
+        VideoFileError: no space, or no permission.
+    """
+    path = Path(path)
+    _complete_or_nothing(path, lambda target: Image.fromarray(to_bytes(image)[0]).save(target, format="PNG"))
+    return path
+
+
+def check_writable(path: str | Path, bytes_needed: int) -> None:
+    """Find out before an hour of sampling whether the result could be written.
+
+    Raises:
+        VideoFileError: the folder does not exist and cannot be made, is not writable, or has no space.
+    """
+    path = Path(path)
+    folder = path.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VideoFileError(f"{folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise VideoFileError(f"{folder}: not writable; choose another output folder")
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise VideoFileError(
+            f"{folder}: {free / 1e6:.1f} MB free, about {bytes_needed / 1e6:.1f} MB needed; "
+            "free some space or choose another output folder"
+        )
+
+
+def _complete_or_nothing(path: Path, write: Callable[[Path], None], *, folder: bool = False) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise VideoFileError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        target = partial / path.name
+        write(target)
+        if folder and path.is_dir():  # replace the frames that an earlier run left
+            shutil.rmtree(path)
+        target.rename(path)
+    except (OSError, av.FFmpegError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise VideoFileError(f"{path}: no space left; free some or choose another output folder") from error
+        raise VideoFileError(f"{path}: cannot be written ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_mp4(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
+    with av.open(str(path), mode="w", options={"movflags": "+faststart"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "12", "preset": "medium", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
+        for array in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_gif(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
+    first, *rest = (Image.fromarray(array) for array in pixels)
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+
+
+def _write_pngs(pixels: NDArray[np.uint8], path: Path) -> None:
+    path.mkdir()
+    for i, array in enumerate(pixels):
+        Image.fromarray(array).save(path / f"{i:04d}.png")
