@@ -10,6 +10,13 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
+    "curate": ("pipelines.curate_cli:command", "turn videos into a dataset of training clips"),
+    "demo": ("pipelines.demo:command", "curate a few real films and show the report"),
+    "spec": ("pipelines.spec_cli:command", "write, check and look at job specs"),
+    "submit": ("pipelines.submit_cli:submit", "send a job to a cluster"),
+    "status": ("pipelines.submit_cli:status", "how a submitted job is doing"),
+    "logs": ("pipelines.submit_cli:logs", "what a submitted job has printed"),
+    "stop": ("pipelines.submit_cli:stop", "stop a submitted job; it can be continued"),
     "cuts": ("pipelines.cuts_cli:cuts", "print the cuts of films"),
 }
 

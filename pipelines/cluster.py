@@ -1,0 +1,69 @@
+"""The Ray that a job runs on: one started for it on this machine, or a cluster that is there already."""
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+
+class ClusterError(Exception):
+    """Ray cannot be started or reached. One line for a person."""
+
+
+@contextmanager
+def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[float]:
+    """Connect to Ray, and give the number of its CPUs.
+
+    Args:
+        address: of a running cluster; without it (and without RAY_ADDRESS) Ray is started on this machine, and ended
+            with the block. Where Ray is already connected in this process, that connection is used and kept.
+        cpus: of the Ray that is started.
+
+    Raises:
+        ClusterError: see above.
+    """
+    if ray.is_initialized():
+        yield ray.cluster_resources().get("CPU", 0.0)
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    set_authentication(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=cpus or len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started"
+        raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from error
+    try:
+        yield ray.cluster_resources().get("CPU", 0.0)
+    finally:
+        ray.shutdown()
+
+
+def set_authentication(address: str | None) -> None:
+    """Say how Ray authenticates, unless the environment does (RAY_AUTH_MODE), because Ray's clients and servers guess
+    differently.
+
+    Ray listens on every interface, so a Ray of our own gets a token that lives as long as it does. A cluster is met
+    with the token of this user, if there is one (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token).
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if address is None:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    variables = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    has_token = bool(variables) or (Path.home() / ".ray" / "auth_token").exists()
+    os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"

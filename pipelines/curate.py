@@ -1,0 +1,208 @@
+"""A curation job from its spec to its report: what `clipmill curate` runs, here or on a cluster.
+
+    preflight -> [rounds of the graph -> commits] -> compaction -> decision -> shards -> statistics -> report
+
+Every step can be killed and carried on by running the same command again: sources that are committed are skipped,
+everything after them is a function of the dataset.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from curation.source import failed_row
+from pipelines.commit import Committer, compact, finish_compaction
+from pipelines.dataset import Dataset
+from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
+from pipelines.spec import Spec
+
+
+class JobFailed(Exception):
+    """The job cannot go on, though it can be continued later. One line for a person."""
+
+
+@dataclass
+class Progress:
+    """What a display shows while a job runs. Counts include what earlier runs of the job have done."""
+
+    sources: int = 0
+    sources_done: int = 0
+    bytes: int = 0  # of the sources of this run
+    bytes_done: int = 0
+    clips: int = 0
+    video_s: float = 0.0  # of the sources finished in this run
+    failed: int = 0
+    stage: str = "starting"
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds of this run."""
+        return time.monotonic() - self.began
+
+    @property
+    def left_s(self) -> float | None:
+        """Wall seconds left, in proportion to the bytes of the sources; None while nothing is done."""
+        if not self.bytes_done or not self.bytes:
+            return None
+        return self.elapsed_s * (self.bytes - self.bytes_done) / self.bytes_done
+
+
+Show = Callable[[Progress], None]
+
+
+def prepare(spec: Spec) -> tuple[Dataset, list[SourceFile]]:
+    """All of the preflight that needs no cluster, cheapest first.
+
+    Raises:
+        Refused: one line for a person.
+    """
+    check_weights(spec)
+    try:
+        sources = find_sources(spec.input.uris, column=spec.input.column, exclude=spec.output)
+    except InputError as error:
+        raise Refused(str(error)) from None
+    if not sources:
+        raise Refused(f"input: no video files in {', '.join(spec.input.uris)}")
+    return Dataset(open_output(spec).root), sources
+
+
+def curate(spec: Spec, address: str | None = None, show: Show = lambda progress: None) -> Dataset:
+    """Run a job, or carry it on. Returns the finished dataset.
+
+    Raises:
+        Refused: something is wrong before work starts.
+        JobFailed: the dataset could not be written to any more.
+        pipelines.cluster.ClusterError: Ray cannot be started or reached.
+    """
+    dataset, sources = prepare(spec)
+    with locked(dataset.storage):
+        finish_compaction(dataset)
+        pending = _pending(dataset, sources)
+        check_space(dataset.storage, pending)
+        progress = Progress(sources=len(sources), sources_done=len(sources) - len(pending))
+        progress.bytes = sum(source.size or 0 for source in pending)
+        if pending:
+            _curate_sources(spec, dataset, sources, pending, address, progress, show)
+        progress.stage = "compacting"
+        show(progress)
+        compact(dataset)
+        finish(spec, dataset, progress, show)
+    return dataset
+
+
+def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None:
+    """What follows the scores, and can be repeated from them at any time: decision, shards, statistics, report."""
+
+
+def _pending(dataset: Dataset, sources: Sequence[SourceFile]) -> list[SourceFile]:
+    """Sources without a row, or whose size has changed since they got it."""
+    table = dataset.sources()
+    known = dict(zip(table["source_uri"].to_pylist(), table["size_bytes"].to_pylist(), strict=True))
+
+    def changed(source: SourceFile) -> bool:
+        return None not in (source.size, known[source.uri]) and source.size != known[source.uri]
+
+    return [source for source in sources if source.uri not in known or changed(source)]
+
+
+def _curate_sources(
+    spec: Spec,
+    dataset: Dataset,
+    sources: Sequence[SourceFile],
+    pending: Sequence[SourceFile],
+    address: str | None,
+    progress: Progress,
+    show: Show,
+) -> None:
+    from pipelines.cluster import cluster
+
+    committer = Committer(dataset)
+    duplicates = find_duplicates(sources)
+    sizes = {source.uri: source.size for source in pending}
+    for uri in [uri for uri in sizes if uri in duplicates]:
+        committer.add(_duplicate_row(uri, duplicates[uri], sizes.pop(uri)))
+        progress.sources_done += 1
+    committer.flush()
+    uris = list(sizes)
+    if not uris:
+        return
+    show(progress)
+    with cluster(address, spec.resources.cpus) as cpus:
+        import ray
+
+        pools = plan_pools(spec, cpus, ray.cluster_resources().get("GPU", 0.0))
+        try:
+            for start in range(0, len(uris), spec.resources.round):
+                some = uris[start : start + spec.resources.round]
+                _round(spec, dataset, some, sizes, pools, committer, progress, show)
+        finally:
+            committer.flush()
+
+
+def _round(
+    spec: Spec,
+    dataset: Dataset,
+    uris: Sequence[str],
+    sizes: dict[str, int | None],
+    pools: Pools,
+    committer: Committer,
+    progress: Progress,
+    show: Show,
+) -> None:
+    """Curate these sources, trying again those whose worker process died, and commit every one of them."""
+    from pipelines import graph
+    from workers.ledger import Ledger
+
+    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    waiting = dict.fromkeys(uris)
+    for _attempt in range(spec.resources.attempts):
+        progress.stage = "curating"
+        for kind, uri, note in graph.run(list(waiting), spec, pools, dataset.storage.root, ledger):
+            if kind == "abort":
+                raise JobFailed(note["message"])
+            if kind == "receipt":
+                progress.clips += note["clips"]
+                row = committer.receipt(uri, note["index"])
+            else:
+                row = committer.report(uri, note["row"], note["segments"])
+            if row is not None:
+                del waiting[uri]
+                _count(progress, row, sizes)
+            show(progress)
+        for uri in _overdue(ledger):
+            if uri in waiting:
+                del waiting[uri]
+                limit = spec.resources.timeout
+                row = failed_row(uri, "timeout", f"not done after {limit:g} s of work (resources.timeout)")
+                committer.add(row)
+                _count(progress, row, sizes)
+        committer.forget_unfinished()
+        if not waiting:
+            return
+    for uri in waiting:
+        row = failed_row(uri, "crashed", f"the worker process died {spec.resources.attempts} times on this source")
+        row["size_bytes"] = sizes[uri]
+        committer.add(row)
+        _count(progress, row, sizes)
+
+
+def _overdue(ledger: Any) -> list[str]:
+    import ray
+
+    overdue: list[str] = ray.get(ledger.overdue.remote())
+    return overdue
+
+
+def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None]) -> None:
+    progress.sources_done += 1
+    progress.bytes_done += sizes[row["source_uri"]] or 0
+    progress.video_s += row["duration_s"] or 0.0
+    progress.failed += row["status"] == "failed"
+
+
+def _duplicate_row(uri: str, original: str, size: int | None) -> dict[str, Any]:
+    row = failed_row(uri, "duplicate", f"has the content of {original}", size_bytes=size, duplicate_of=original)
+    return row | {"status": "duplicate"}

@@ -1,0 +1,74 @@
+"""The stage graph on Ray Data: sources -> SourceActor -> [TextActor] -> WriterActor -> small messages to the driver.
+
+Streaming, back-pressure and placement are Ray's. Three settings keep one bad source from hurting others:
+- one source is one block, and an actor has one source at a time, so that a process that dies takes no other with it;
+- an actor is restarted without limit, its task never: a source whose process died is tried again by the driver
+  (`pipelines.curate`), last and counted, where Ray by default would try it for ever;
+- a block that is lost is left out (`max_errored_blocks`); the driver sees which sources gave no report.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipelines.preflight import Pools
+from pipelines.spec import Spec
+from workers.source import SourceActor
+from workers.text import TextActor
+from workers.wire import Kind, messages
+from workers.writer import WriterActor
+
+_BLOCK_BYTES = 1 << 20  # a segment is a block of its own as soon as it is there, instead of waiting for more
+
+
+def run(
+    uris: Sequence[str], spec: Spec, pools: Pools, output: str, ledger: Any
+) -> Iterator[tuple[Kind, str, dict[str, Any]]]:
+    """Work on these sources; yields (kind, uri, note) messages as they come: receipts, reports, aborts.
+
+    A source whose process died gives no report.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1
+    context.target_max_block_size = _BLOCK_BYTES
+    context.target_min_block_size = 0
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+    def pool(size: int) -> ActorPoolStrategy:
+        return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
+
+    survival: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+    batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", **survival}
+    sources = ray.data.from_items([{"uri": uri} for uri in uris], override_num_blocks=len(uris))
+    graph = sources.map_batches(
+        SourceActor,
+        fn_constructor_args=(spec.source_settings(), spec.resources.timeout, ledger),
+        compute=pool(min(pools.source_actors, len(uris))),
+        num_cpus=pools.source_cpus,
+        **batches,
+    )
+    text = spec.scores.text
+    if pools.text_actors:
+        graph = graph.map_batches(
+            TextActor,
+            fn_constructor_args=(text.implementation, text.batch),
+            compute=pool(pools.text_actors),
+            num_cpus=pools.text_cpus,
+            num_gpus=pools.text_gpus,
+            **batches,
+        )
+    graph = graph.map_batches(
+        WriterActor,
+        fn_constructor_args=(output,),
+        compute=pool(pools.writer_actors),
+        num_cpus=pools.writer_cpus,
+        **batches,
+    )
+    for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for kind, uri, note, _ in messages(batch):
+            yield kind, uri, note

@@ -1,0 +1,222 @@
+"""The job spec: what to curate, how, and where to. One YAML file, every key with a default but the input."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from curation.rules import RulesError, parse_rule, parse_rules
+from pipelines.units import Bytes, Seconds
+
+if TYPE_CHECKING:
+    from curation.source import SourceSettings
+
+
+class SpecError(Exception):
+    """A spec that cannot be run. One line per fault: the key's path, what is wrong, what would be right."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+
+
+class Input(_Section):
+    uris: list[str] = Field(min_length=1)
+    """Files, folders (searched recursively for video files), globs, .csv or .parquet lists; local or any fsspec URL."""
+    column: str = "uri"
+    """Column of the lists that names the source."""
+
+    @field_validator("uris", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class Cuts(_Section):
+    detector: Literal["cascade", "transnetv2"] = "cascade"
+
+
+class Clips(_Section):
+    mode: Literal["smart", "keyframe", "exact"] = "smart"
+    """smart: copy whole GOPs, re-encode the edges. keyframe: copy only. exact: re-encode all."""
+    min: Seconds = 2.0
+    max: Seconds = 20.0
+    """Longer shots are split evenly."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min <= 0:
+            raise ValueError("min must be longer than 0 s")
+        if self.max < 2 * self.min:
+            raise ValueError("max must be at least twice min, or a shot just above max cannot be split")
+        return self
+
+
+class TextStage(_Section):
+    implementation: Literal["off", "craft", "ppocr"] = "craft"
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    actors: int = Field(default=1, ge=1)
+    batch: int = Field(default=12, ge=1)
+    """Frames per call of the network."""
+
+
+class Scores(_Section):
+    motion: Literal["off", "coarse"] = "coarse"
+    text: TextStage = TextStage()
+
+    @field_validator("text", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if value is False:  # YAML 1.1 reads a bare `off` as false
+            value = "off"
+        return {"implementation": value} if isinstance(value, str) else value
+
+    @field_validator("motion", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+
+class Decision(_Section):
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Score -> rule; see `clipmill decide --help`. Nothing is dropped without a rule."""
+
+    @model_validator(mode="after")
+    def _followable(self) -> Self:
+        try:
+            parse_rules(self.rules)
+        except RulesError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+
+class Shards(_Section):
+    write: bool = True
+    size: Bytes = 500 * 10**6
+    clips: int = Field(default=1000, ge=1)
+
+
+class Resources(_Section):
+    cpus: int | None = Field(default=None, ge=1)
+    """CPUs of a Ray started for this job; all of this machine's by default. A cluster that runs already has its own."""
+    source_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of one source actor. Their number follows from the cluster's CPUs."""
+    timeout: Seconds = 3600.0
+    """Work on one source longer than this counts as hung."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a source is tried whose worker process dies."""
+    segment: Bytes = 64 * 10**6
+    """Clips of one source that travel and are stored together."""
+    round: int = Field(default=4096, ge=1)
+    """Sources given to Ray Data at a time."""
+
+
+class Spec(_Section):
+    """A job. `input` and `output` may be given on the command line instead."""
+
+    version: Literal[1] = 1
+    input: Input
+    output: str = "clipmill-out"
+    cuts: Cuts = Cuts()
+    clips: Clips = Clips()
+    scores: Scores = Scores()
+    gates: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Score -> rule with absolute bounds; a clip that breaks one skips the later, dearer stages."""
+    on_error: Literal["drop", "keep"] = "drop"
+    """Where the decision puts a clip that has no value for a score that a rule asks for."""
+    decision: Decision = Decision()
+    shards: Shards = Shards()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _gates_work(self) -> Self:
+        for name, rule in self.gates.items():
+            try:
+                parsed = parse_rule(name, rule)
+            except RulesError as error:
+                raise ValueError(f"gates: {error}") from None
+            if parsed.drop_lowest or parsed.drop_highest:
+                raise ValueError(f"gates.{name}: a gate needs an absolute bound; a share is known only at the end")
+            if name not in ("motion.coarse", "camera"):
+                raise ValueError(f"gates.{name}: no stage comes after this score; use a rule of the decision")
+            if self.scores.motion == "off":
+                raise ValueError(f"gates.{name}: scores.motion is off")
+        for name in self.decision.rules:
+            stage = "text" if name == "text_area" else "motion"
+            if (self.scores.text.implementation if stage == "text" else self.scores.motion) == "off":
+                raise ValueError(f"decision.rules.{name}: scores.{stage} is off, so no clip has this score")
+        return self
+
+    def source_settings(self) -> "SourceSettings":
+        """What `curation.source` needs to know."""
+        from curation.source import SourceSettings  # brings the decoders, which a spec alone does not need
+
+        return SourceSettings(
+            detector=self.cuts.detector,
+            mode=self.clips.mode,
+            min_s=self.clips.min,
+            max_s=self.clips.max,
+            motion=self.scores.motion != "off",
+            gates=tuple(parse_rule(name, rule) for name, rule in self.gates.items()),
+            text_frames=self.scores.text.implementation != "off",
+            segment_bytes=self.resources.segment,
+        )
+
+    def as_yaml(self) -> str:
+        """The resolved spec: every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def parse_spec(data: Any, where: str) -> Spec:
+    """A spec from its YAML data. Raises SpecError with a line per fault; `where` names the file in it."""
+    if not isinstance(data, dict):
+        raise SpecError(f"{where}: a spec is a mapping of keys, this is {type(data).__name__}")
+    try:
+        return Spec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("; ".join(_fault(where, each) for each in error.errors())) from None
+
+
+def read_spec(path: str | Path) -> Spec:
+    """A spec from a YAML file. Raises SpecError when the file or its content is wrong."""
+    return parse_spec(read_yaml(path), str(path))
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The data of a YAML file. Raises SpecError."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+
+
+def _fault(where: str, error: Any) -> str:
+    path = ".".join(str(part) for part in error["loc"])
+    text = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        text = f"unknown key; known here: {', '.join(_known_keys(error['loc']))}"
+    elif error["type"] == "missing":
+        text = "is required"
+    elif error["type"] in (
+        "literal_error",
+        "string_type",
+        "int_type",
+        "float_type",
+        "int_parsing",
+        "greater_than_equal",
+    ):
+        text += f" (got {error['input']!r})"
+    return f"{where}: {path}: {text}" if path else f"{where}: {text}"
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Spec
+    for part in location[:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        model = field.annotation if field is not None else None
+    return list(getattr(model, "model_fields", {}))

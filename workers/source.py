@@ -1,0 +1,107 @@
+"""The actor that takes a source apart: everything that shares the source's decode."""
+
+import faulthandler
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+import fsspec
+import pyarrow as pa
+import ray
+from fsspec.implementations.local import LocalFileSystem
+
+from curation.errors import CannotDecode
+from curation.segment import Segment
+from curation.source import SourceSettings, SourceStage, failed_row
+from workers.wire import message, pack
+
+_GRACE_S = 30.0  # for a thread that waits for the interpreter lock; then the process is ended from outside Python
+
+
+class SourceActor:
+    """Turns a source's name into segment messages, then one report."""
+
+    def __init__(self, settings: SourceSettings, timeout_s: float, ledger: Any = None) -> None:
+        """Load the models.
+
+        Args:
+            settings: what is done with each source.
+            timeout_s: wall seconds of work on one source after which it counts as hung. A native decoder cannot be
+                interrupted, so the process ends itself, after a word to the ledger.
+            ledger: handle of a `Ledger`.
+        """
+        cv2.setNumThreads(1)
+        self._stage = SourceStage(settings)
+        self._timeout_s = timeout_s
+        self._ledger = ledger
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """One message per segment as it is finished, and a report for each source of the batch."""
+        for uri in batch["uri"].to_pylist():
+            yield from self._within_time(uri, self._messages(uri))
+
+    def _messages(self, uri: str) -> Iterator[pa.Table]:
+        try:
+            with local_copy(uri) as path:
+                for part in self._stage.run(path, uri):
+                    if isinstance(part, Segment):
+                        note = {"source_id": part.source_id, "index": part.index}
+                        yield message("segment", uri, note, pack(part))
+                    else:
+                        yield message("report", uri, {"row": part.row, "segments": part.segments})
+        except CannotDecode as error:
+            row = failed_row(uri, error.reason, str(error))
+            yield message("report", uri, {"row": row, "segments": 0})
+
+    def _within_time(self, uri: str, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
+        """The steps, while their working time (not the time that they wait for a slower writer) is within the limit."""
+        left_s = self._timeout_s
+        while True:
+            began = time.monotonic()
+            timer = threading.Timer(max(0.0, left_s), self._give_up, [uri])
+            timer.daemon = True
+            timer.start()
+            faulthandler.dump_traceback_later(max(0.0, left_s) + _GRACE_S, exit=True)
+            try:
+                step = next(steps, None)
+            finally:
+                timer.cancel()
+                faulthandler.cancel_dump_traceback_later()
+            if step is None:
+                return
+            left_s -= time.monotonic() - began
+            yield step
+
+    def _give_up(self, uri: str) -> None:
+        if self._ledger is not None:
+            ray.get(self._ledger.note_overdue.remote(uri), timeout=_GRACE_S)
+        os._exit(1)
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[str]:
+    """A local path that holds the source: itself, or a copy on this node's disk while the block runs.
+
+    Raises:
+        CannotDecode: `missing`, `unreadable` or `fetch_failed`.
+    """
+    fs, path = fsspec.core.url_to_fs(uri)
+    if isinstance(fs, LocalFileSystem):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
+        copy = os.path.join(folder, os.path.basename(str(path)) or "source")
+        try:
+            fs.get_file(path, copy)
+        except FileNotFoundError as error:
+            raise CannotDecode("missing", f"{uri}: no such file") from error
+        except PermissionError as error:
+            raise CannotDecode("unreadable", f"{uri}: permission denied") from error
+        except OSError as error:
+            raise CannotDecode("fetch_failed", f"{uri}: {error}") from error
+        yield copy

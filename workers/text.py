@@ -1,0 +1,22 @@
+"""The actor that measures text in the frames that travel with a segment."""
+
+import pyarrow as pa
+
+from curation.text_stage import TextStage, text_area
+from workers.wire import message, messages, pack, unpack
+
+
+class TextActor:
+    """Segment messages in, the same with `text_area` and without the frames out; other messages pass."""
+
+    def __init__(self, implementation: str, batch: int) -> None:
+        self._stage = TextStage(text_area(implementation), batch=batch)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """The messages of a block."""
+        answers = []
+        for kind, uri, note, clips in messages(batch):
+            if kind == "segment" and clips is not None:
+                clips = pack(self._stage.apply(unpack(note["source_id"], note["index"], clips)))
+            answers.append(message(kind, uri, note, clips))
+        return pa.concat_tables(answers)
