@@ -75,7 +75,7 @@ def resolve(scores: ScoreTable, rules: Rules) -> list[Bound]:
     bounds = []
     for rule in rules.rules:
         score, measured = scores.score(rule.score), scores.measured[rule.score]
-        if scores.clips and not measured.scored and not measured.failed:
+        if scores.ungated and not measured.scored and not measured.failed:
             have = [s.name for s in scores.known if scores.measured[s.name].scored]
             raise RulesError(
                 f"rules.{rule.score}: no clip of this dataset was measured for it (its stage was off); "

@@ -162,7 +162,7 @@ class ScoreTable:
             "hash(source_id) AS source",
             "place",
         ]
-        counts = ["count(*)"]
+        counts = ["count(*)", "count(*) FILTER (WHERE gate IS NULL)"]
         for score in self.known:
             column, failed = quote(score.column), quote(f"{score.column}_error")
             if score.kind == "label":
@@ -188,9 +188,10 @@ class ScoreTable:
         self.con.execute(f"CREATE TABLE scores AS SELECT {', '.join(columns)} FROM clips")
         row = self._row(f"SELECT {', '.join(counts)} FROM clips")
         self.clips: int = row[0]
+        self.ungated: int = row[1]  # clips that no gate stopped
         self.measured: dict[str, Measured] = {}
         for i, score in enumerate(self.known):
-            scored, wrong = row[1 + 2 * i], row[2 + 2 * i]
+            scored, wrong = row[2 + 2 * i], row[3 + 2 * i]
             self.measured[score.name] = Measured(scored, wrong, self.clips - scored - wrong)
         self.us: int = self._row("SELECT coalesce(sum(us), 0)::BIGINT FROM scores")[0]
 

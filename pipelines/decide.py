@@ -1,0 +1,123 @@
+"""Decisions of a dataset: thresholds applied to its scores and written beside them. No frame is decoded.
+
+    decisions/NAME.parquet   clip_id, keep, reasons (`curation.decisions.TABLE`), sorted by clip_id
+    decisions/NAME.yaml      the rules, what they resolved to, and counts
+
+The YAML file is written last and removed first: a decision exists when its YAML file does.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from curation import decisions
+from curation.rules import Rules, parse_rules
+from curation.score_table import SchemaError, ScoreTable
+from curation.statistics import open_sources
+from pipelines.dataset import Dataset
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_COMPACTED = re.compile(r"part-\d{5}\.parquet")
+
+
+class DatasetError(ValueError):
+    """A dataset or a decision that cannot be used. The message is one plain sentence with the way out."""
+
+
+def open_scores(dataset: Dataset) -> ScoreTable:
+    """The scores and sources of a dataset as of now; rows of sources that are not committed do not count.
+
+    Raises:
+        DatasetError: the path is not a dataset.
+        SchemaError: its tables are of another schema version.
+    """
+    if not dataset.storage.exists():
+        raise DatasetError(f"{dataset} does not exist")
+    parts, source_parts = dataset.part_files("clips"), dataset.part_files("sources")
+    if not parts and not source_parts and not dataset.storage.exists("job.yaml"):
+        raise DatasetError(f"{dataset} is not a Clipmill dataset: it has neither job.yaml nor sources/ nor clips/")
+    finished = all(_COMPACTED.fullmatch(name) for name in [*parts, *source_parts])
+    try:
+        if dataset.storage.is_local and finished:
+            table = ScoreTable([dataset.storage.path(f"clips/{name}") for name in parts])
+            open_sources(table.con, [dataset.storage.path(f"sources/{name}") for name in source_parts])
+        else:
+            table = ScoreTable(dataset.clips())
+            open_sources(table.con, dataset.sources())
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        raise SchemaError(f"{dataset}: its tables cannot be read ({str(error).splitlines()[0]})") from None
+    return table
+
+
+def check_name(name: str) -> str:
+    """`name`, when it can be a file name everywhere. Raises DatasetError."""
+    if not _NAME.fullmatch(name):
+        raise DatasetError(f"{name!r} cannot name a decision: use letters, digits, and - _ . after the first letter")
+    return name
+
+
+def names(dataset: Dataset) -> list[str]:
+    """The decisions of a dataset, sorted."""
+    return [name.removesuffix(".yaml") for name in dataset.storage.list("decisions") if name.endswith(".yaml")]
+
+
+def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
+    """decisions/NAME.yaml. Raises DatasetError naming the decisions there are."""
+    if not dataset.storage.exists(f"decisions/{check_name(name)}.yaml"):
+        there = ", ".join(names(dataset)) or "none yet; make one with `clipmill decide`"
+        raise DatasetError(f"{dataset} has no decision called {name!r}; there are: {there}")
+    data: dict[str, Any] = yaml.safe_load(dataset.storage.read(f"decisions/{name}.yaml"))
+    return data
+
+
+def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[decisions.Bound]:
+    """The recorded bounds of a decision, as they were resolved then, with the rules as they were given."""
+    found = []
+    for bound, given in zip(
+        decisions.resolve(scores, decisions.absolute(decision)),
+        parse_rules({"rules": {name: entry["rule"] for name, entry in decision["rules"].items()}}).rules,
+        strict=True,
+    ):
+        found.append(decisions.Bound(given, bound.low, bound.high, bound.scored, bound.unscored))
+    return found
+
+
+def decide(dataset: str | Dataset, rules: Any, name: str) -> dict[str, Any]:
+    """Apply rules to every clip and record the decision. Returns what decisions/NAME.yaml holds.
+
+    `rules`: `curation.rules.Rules`, or their YAML data, `{rules: ..., on_error: ...}` or the mapping of scores itself.
+
+    Raises:
+        RulesError: the rules are wrong, or ask for a score that this dataset does not have.
+        DatasetError: there is no such dataset, or the name is no file name.
+        SchemaError: the dataset is of another schema version.
+    """
+    where = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    return write_decision(where, open_scores(where), parse_rules(rules), name)
+
+
+def write_decision(dataset: Dataset, scores: ScoreTable, rules: Rules, name: str) -> dict[str, Any]:
+    """`decide` on scores that are open already."""
+    check_name(name)
+    bounds = decisions.resolve(scores, rules)
+    summary = {"name": name} | decisions.summary(scores, bounds)
+    dataset.storage.remove(f"decisions/{name}.yaml")
+    write_parquet(dataset, f"decisions/{name}.parquet", decisions.TABLE, decisions.decided(scores, bounds))
+    text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
+    dataset.storage.write(f"decisions/{name}.yaml", text.encode())
+    return summary
+
+
+def write_parquet(dataset: Dataset, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Stream record batches into one Parquet file of the dataset, complete or absent."""
+    with (
+        dataset.storage.writing(name) as path,
+        dataset.storage.fs.open(path, "wb") as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
