@@ -1,0 +1,238 @@
+"""Cuts clips out of a film in one forward pass: packets are copied, decoded, or passed over.
+
+What happens to each packet is known beforehand, from the packet index and the layouts: its frame belongs to at most one
+clip, it is copied or not, and it must be decoded if a frame to re-encode depends on it. Nothing is decoded twice, no
+decoded frame is kept, and no clip outlives its being handed out: memory is one clip, whatever the film's length.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+
+from curation.clips import bitstream
+from curation.clips.assemble import ClipError, Job
+from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
+from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
+from curation.clips.sound import SoundReader
+from curation.decode import decode_ranges
+from curation.probe import VideoInfo, open_video
+
+# Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
+COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+SPLICED_CODECS = ("h264", "hevc", "vp9")
+_SOUND_LAG_S = 5  # sound that lies this far behind its picture in the file is given up
+
+
+def cut_clips(
+    info: VideoInfo, spans: Sequence[ClipSpan], *, mode: Mode = "smart", threads: int = 1
+) -> Iterator[Clip | ClipFailure]:
+    """Clips of `spans` in order, each as soon as it is complete. One failing leaves the others alone.
+
+    Args:
+        spans: as `plan` gives them: ascending and disjoint.
+        threads: of the decoder. The clips' bytes do not depend on it.
+
+    Raises:
+        ValueError: an unknown mode, or spans that overlap or leave the film.
+        CannotDecode: the file cannot be opened any more.
+    """
+    if mode not in MODES:
+        raise ValueError(f"no clipping mode is called {mode!r}; known: {', '.join(MODES)}")
+    for span, after in zip(spans, [*spans[1:], None], strict=True):
+        end = info.frames if after is None else after.start_frame
+        if not 0 <= span.start_frame < span.end_frame <= end:
+            raise ValueError(f"clip spans must be ascending, disjoint and inside the film, got {span} before {after}")
+    if spans:
+        yield from _Pass(info, spans, mode, threads).run()
+
+
+def _layouts(info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode) -> list[Layout]:
+    if mode == "keyframe":
+        return [keyframe_layout(info, span) for span in spans]
+    if mode == "exact" or info.codec not in COPIED_CODECS:
+        return [exact_layout(span) for span in spans]
+    splices = _splice_points(info, spans)
+    return [smart_layout(info, span, splices, info.codec in SPLICED_CODECS) for span in spans]
+
+
+def _splice_points(info: VideoInfo, spans: Sequence[ClipSpan]) -> np.ndarray:
+    """Key frames that may follow re-encoded frames: in H.264 the IDR pictures, which only the packets tell."""
+    keys = np.flatnonzero(info.keyframe)
+    if info.codec != "h264" or all(info.keyframe[span.start_frame] for span in spans):
+        return keys
+    number_of = {int(info.pts[key]): int(key) for key in keys}
+    found = []
+    container, stream = open_video(info.path)
+    with container:
+        size = bitstream.length_size("h264", stream.codec_context.extradata)
+        try:
+            for packet in container.demux(stream):
+                number = number_of.get(packet.pts) if packet.is_keyframe and packet.pts is not None else None
+                if number is not None and bitstream.is_idr(bitstream.split(bytes(packet), size)):
+                    found.append(number)
+        except av.error.FFmpegError:
+            pass  # a broken tail; the clips in it fail later, by name
+    return np.array(sorted(found), dtype=np.int64)
+
+
+class _Pass:
+    """The state of one forward pass."""
+
+    def __init__(self, info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode, threads: int) -> None:
+        self.info, self.spans, self.mode, self.threads = info, spans, mode, threads
+        self.layouts = _layouts(info, spans, mode)
+        self.copied_by = np.full(info.frames, -1, dtype=np.int32)  # span that copies the frame's packet
+        self.encoded_by = np.full(info.frames, -1, dtype=np.int32)  # span that re-encodes the frame
+        for index, layout in enumerate(self.layouts):
+            self.copied_by[layout.copy_start : layout.copy_end] = index
+            for start, end in layout.encoded:
+                self.encoded_by[start:end] = index
+        if mode == "keyframe":
+            self.encoded_by[:] = -1  # what could not be copied is refused, not re-encoded
+        self.ranges = deque(decode_ranges(info, np.flatnonzero(self.encoded_by >= 0)))
+        self.number_of = {int(at): number for number, at in enumerate(info.pts)}
+        self.open: deque[Job] = deque()
+        self.next_span = 0
+
+    def run(self) -> Iterator[Clip | ClipFailure]:
+        container, stream = open_video(self.info.path)
+        with container:
+            self.stream = stream
+            self.sound = _sound_reader(container)
+            context = stream.codec_context
+            context.thread_count = self.threads
+            context.thread_type = "AUTO" if self.threads != 1 else "SLICE"
+            streams = [stream] if self.sound is None else [stream, self.sound.stream]
+            broken: str | None = None
+            self._open_jobs(0)
+            try:
+                for packet in container.demux(*streams):
+                    if packet.size == 0:
+                        continue
+                    if packet.stream_index != stream.index:
+                        assert self.sound is not None
+                        self.sound.take(packet)
+                        continue
+                    self._take(packet)
+                    yield from self._finished(packet)
+                    if self.next_span == len(self.spans) and not self.open:
+                        return
+            except av.error.FFmpegError as error:
+                broken = f"{self.info.path}: the file is damaged ({error})"
+            self._drain()
+            while self.open:
+                yield self._finish(self.open.popleft(), broken)
+                self._open_jobs(self.info.frames)
+
+    def _open_jobs(self, frame: int) -> None:
+        """Start the clips that begin at or before `frame`, and always the next one."""
+        while self.next_span < len(self.spans) and (not self.open or self.spans[self.next_span].start_frame <= frame):
+            index = self.next_span
+            self.open.append(Job(self.info, self.spans[index], self.layouts[index], index, self.stream))
+            self.next_span += 1
+
+    def _take(self, packet: av.Packet) -> None:
+        at = packet.pts if packet.pts is not None else packet.dts
+        number = self.number_of.get(at) if at is not None else None
+        rank = None if number is None else int(self.info.decode_rank[number])
+        if number is not None:
+            self._open_jobs(number)
+        if self.ranges and rank is not None and rank >= self.ranges[0][1]:
+            self._drain()  # the packet that ends the range was not in the file
+            while self.ranges and rank >= self.ranges[0][1]:
+                self.ranges.popleft()
+        active = bool(self.ranges) and (self.ranges[0][0] <= rank if rank is not None else self._decoding)
+        if active:
+            self._decode(packet)
+            self._decoding = True
+            if rank is not None and rank == self.ranges[0][1] - 1:
+                self._drain()
+                self.ranges.popleft()
+        if number is not None and self.copied_by[number] >= 0:
+            job = self._job(int(self.copied_by[number]))
+            if job is not None:
+                job.copy(number, packet)
+
+    _decoding = False
+
+    def _job(self, index: int) -> Job | None:
+        return next((job for job in self.open if job.index == index), None)
+
+    def _decode(self, packet: av.Packet | None) -> None:
+        try:
+            frames: list[VideoFrame] = self.stream.codec_context.decode(packet)
+        except av.error.FFmpegError:
+            return  # a damaged packet: the frames that are then missing fail their clips
+        for frame in frames:
+            at = frame.pts if frame.pts is not None else frame.dts
+            number = self.number_of.get(at) if at is not None else None
+            if number is not None and self.encoded_by[number] >= 0:
+                self._open_jobs(number)
+                job = self._job(int(self.encoded_by[number]))
+                if job is not None:
+                    job.encode(number, frame)
+
+    def _drain(self) -> None:
+        """End of a stretch to decode: take the frames that the decoder still holds."""
+        if self._decoding:
+            self._decode(None)
+            self.stream.codec_context.flush_buffers()
+            self._decoding = False
+
+    def _finished(self, packet: av.Packet) -> Iterator[Clip | ClipFailure]:
+        """The clips at the head of the line that nothing more will be added to."""
+        at = packet.dts if packet.dts is not None else packet.pts
+        while self.open:
+            job = self.open[0]
+            if not (job.complete or (at is not None and self._passed(job, packet))):
+                return
+            end_s = job.end_s
+            if (
+                job.complete
+                and self.sound is not None
+                and self.sound.read_to_s < end_s
+                and (at is None or at * self.info.time_base < end_s + _SOUND_LAG_S)
+            ):
+                return
+            self.open.popleft()
+            yield self._finish(job, None)
+            self._open_jobs(job.span.end_frame)
+
+    def _passed(self, job: Job, packet: av.Packet) -> bool:
+        """Whether the pass is beyond everything that the clip is made of, so that what is missing stays missing."""
+        at = packet.pts if packet.pts is not None else packet.dts
+        number = self.number_of.get(at) if at is not None else None
+        if number is None:
+            return False
+        rank = int(self.info.decode_rank[number])
+        if rank <= job.last_rank:
+            return False
+        return not (self._decoding and self.ranges and self.ranges[0][0] <= job.last_rank)
+
+    def _finish(self, job: Job, broken: str | None) -> Clip | ClipFailure:
+        try:
+            if broken is not None and not job.complete:
+                raise ClipError("corrupt", broken)
+            sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)
+            clip = job.finish(sound, self.mode)
+        except ClipError as error:
+            return ClipFailure(job.span, error.reason, str(error))
+        except (av.error.FFmpegError, ValueError) as error:
+            return ClipFailure(job.span, "cannot_write", f"{self.info.path}: {error}")
+        finally:
+            if self.sound is not None:
+                upcoming = self.open[0].start_s if self.open else job.end_s
+                self.sound.forget_before(min(upcoming, job.end_s))
+        return clip
+
+
+def _sound_reader(container: InputContainer) -> SoundReader | None:
+    """The film's first audio stream that can be decoded."""
+    for stream in container.streams.audio:
+        if stream.codec_context is not None and stream.codec_context.sample_rate:
+            return SoundReader(stream)
+    return None

@@ -1,0 +1,133 @@
+"""The sound of clips: packets where the codec fits mp4 and stands alone, else AAC made from the decoded samples.
+
+Sound never outlasts the picture and never begins before it: only packets that lie wholly inside the span are copied,
+so that nothing of the neighbouring shot is heard; what is missing at either end is less than one audio frame.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+
+# Copied: every packet decodes without the ones before it (but for the overlap of one transform window). Not MP3, whose
+# packets borrow bits from earlier ones; a copied clip of it begins with a decoding error.
+COPIED_CODECS = ("aac", "ac3", "eac3", "opus", "flac", "alac")
+_PREROLL_S = Fraction(1, 5)  # decoded and thrown away, so that a lossy decoder has settled
+_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+
+
+@dataclass
+class Sound:
+    """The sound of one clip: packets of `template`, with pts from the clip's start, or frames to encode as AAC."""
+
+    template: AudioStream | None = None
+    packets: Sequence[tuple[av.Packet, int]] = field(default_factory=list)
+    frames: Sequence[AudioFrame] = field(default_factory=list)
+    sample_rate: int = 0
+    layout: str = ""
+
+
+class SoundReader:
+    """Takes the audio packets of a film as they come and gives each clip its part."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        assert stream.time_base is not None
+        self.stream = stream
+        self.base = stream.time_base
+        self.copies = stream.codec_context.codec.canonical_name in COPIED_CODECS
+        self._waiting: deque[av.Packet] = deque()
+        self.read_to_s = Fraction(-(10**9))  # everything that starts before this has been taken
+
+    def take(self, packet: av.Packet) -> None:
+        at = packet.pts if packet.pts is not None else packet.dts
+        if at is None or packet.size == 0:
+            return
+        self.read_to_s = at * self.base
+        self._waiting.append(packet)
+
+    def forget_before(self, at_s: Fraction) -> None:
+        """Drop what no later clip can want."""
+        while self._waiting and self._end_s(self._waiting[0]) < at_s - 2 * _PREROLL_S:
+            self._waiting.popleft()
+
+    def between(self, start_s: Fraction, end_s: Fraction) -> Sound | None:
+        """The sound of [start, end) in the container's clock; None if there is none."""
+        inside = [each for each in self._waiting if self._start_s(each) < end_s and self._end_s(each) > start_s]
+        if not inside:
+            return None
+        return self._copy(inside, start_s, end_s) if self.copies else self._decode(start_s, end_s)
+
+    def _start_s(self, packet: av.Packet) -> Fraction:
+        at = packet.pts if packet.pts is not None else packet.dts
+        assert at is not None
+        return at * self.base
+
+    def _end_s(self, packet: av.Packet) -> Fraction:
+        context = self.stream.codec_context
+        if packet.duration:
+            return self._start_s(packet) + packet.duration * self.base
+        return self._start_s(packet) + Fraction(context.frame_size or 1024, context.sample_rate or 48000)
+
+    def _copy(self, inside: Sequence[av.Packet], start_s: Fraction, end_s: Fraction) -> Sound | None:
+        slack = self.base  # the film's clock may round a packet's end up
+        whole = [
+            each
+            for each in inside
+            if self._start_s(each) >= start_s - slack and self._end_s(each) <= end_s + slack and not each.is_discard
+        ]
+        copies = []
+        for each in whole:
+            packet = av.Packet(bytes(each))  # a copy: the next clip may begin with the same packet's neighbours
+            packet.time_base = self.base
+            packet.duration = each.duration
+            packet.is_keyframe = True
+            copies.append((packet, max(0, round((self._start_s(each) - start_s) / self.base))))
+        return Sound(template=self.stream, packets=copies) if copies else None
+
+    def _decode(self, start_s: Fraction, end_s: Fraction) -> Sound | None:
+        """Samples of exactly [start, end), as frames of 1024."""
+        context = self.stream.codec_context
+        rate = context.sample_rate if context.sample_rate in _AAC_RATES else 48000
+        layout = context.layout.name if context.layout.nb_channels <= 2 else "stereo"
+        resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
+        context.flush_buffers()
+        pieces: list[np.ndarray] = []
+        first_s: Fraction | None = None
+        wanted = [
+            each for each in self._waiting if self._end_s(each) > start_s - _PREROLL_S and self._start_s(each) < end_s
+        ]
+        for packet in [*wanted, None]:
+            try:
+                decoded = context.decode(packet)
+            except av.error.FFmpegError:
+                continue  # a damaged packet is a gap; the next one says where it belongs
+            for frame in decoded:
+                if first_s is None:
+                    if frame.pts is None:
+                        continue
+                    first_s = frame.pts * (frame.time_base or self.base)
+                frame.pts = None
+                pieces += [each.to_ndarray() for each in resampler.resample(frame)]
+        if first_s is None:
+            return None
+        pieces += [each.to_ndarray() for each in resampler.resample(None)]
+        samples = np.concatenate(pieces, axis=1)
+        begin = round((start_s - first_s) * rate)
+        if begin < 0:
+            samples = np.pad(samples, ((0, 0), (-begin, 0)))
+            begin = 0
+        samples = samples[:, begin : begin + int((end_s - start_s) * rate)]
+        if samples.shape[1] == 0:
+            return None
+        frames = []
+        for at in range(0, samples.shape[1], 1024):
+            frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, at : at + 1024]), "fltp", layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
+            frames.append(frame)
+        return Sound(frames=frames, sample_rate=rate, layout=layout)
