@@ -230,3 +230,14 @@ class ScoreTable:
             values.sort()
             self._sorted[column] = values
         return self._sorted[column]
+
+    def rows(self, places: str) -> list[dict[str, Any]]:
+        """Whole rows of `clips` for a query that selects `place` from `scores`, in the query's order."""
+        wanted = [row[0] for row in self.con.execute(places).fetchall()]
+        if not wanted:
+            return []
+        listed = ", ".join(str(place) for place in wanted)
+        result = self.con.execute(f"SELECT * FROM clips WHERE place IN ({listed})")
+        names = [column[0] for column in result.description or []]
+        found = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        return sorted(found, key=lambda row: wanted.index(row["place"]))

@@ -1,0 +1,139 @@
+"""report.html: one self-contained page of a decision, to be opened anywhere, and statistics/NAME.json behind it.
+
+Nothing is loaded from elsewhere: figures are inline SVG, thumbnails are embedded. File names, messages and captions
+are escaped by the template.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+from curation.decisions import Bound, mask_sql, reasons
+from curation.score_table import ScoreTable
+from curation.statistics import statistics
+from pipelines import figures
+from pipelines.dataset import Dataset
+from pipelines.decide import bounds_of, check_name, open_scores, read_decision
+
+# A list of numbers and nulls over several lines. JSON text holds no line break, so no string can match.
+_NUMBERS = re.compile(r"\[(\n(?:\s*(?:-?[\d.eE+-]+|null),?\s*)+\n\s*)\]")
+_SHOWN_KEPT = 24
+_SHOWN_PER_REASON = 12
+_SHOWN_SOURCES = 200
+
+
+def write_report(dataset: str | Dataset, name: str) -> str:
+    """Write statistics/NAME.json and report.html for a decision. Returns where the report is.
+
+    Raises:
+        DatasetError: there is no such dataset or decision.
+        SchemaError: the dataset is of another schema version.
+    """
+    where = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+    decision = read_decision(where, check_name(name))
+    scores = open_scores(where)
+    bounds = bounds_of(scores, decision)
+    found = {"decision": name} | statistics(scores, bounds)
+    where.storage.write(f"statistics/{name}.json", as_json(found).encode())
+    page = render(where, name, found, scores, bounds, decision)
+    where.storage.write("report.html", page.encode())
+    return where.storage.url("report.html")
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """Indented JSON with each list of numbers on one line, so that a file of histograms can still be read."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
+
+
+def render(
+    dataset: Dataset,
+    name: str,
+    found: dict[str, Any],
+    scores: ScoreTable,
+    bounds: Sequence[Bound],
+    decision: dict[str, Any],
+) -> str:
+    """The page's HTML."""
+    rows = figures.funnel(found["funnel"]["steps"])
+    cards = []
+    filters = {row["filter"]: row for row in found["filters"] if not row["unscored"]}
+    unscored = {row["filter"]: row for row in found["filters"] if row["unscored"]}
+    for score, summary in found["scores"].items():
+        if summary["scored"] or summary["failed"]:
+            rule = decision["rules"].get(score)
+            resolved = rule["resolved"] if rule else None
+            card = {"name": score, **summary, "drops": filters.get(score), "unscored_drops": unscored.get(score)}
+            card |= {"rule": rule["rule"] if rule else None, "resolved": resolved}
+            card["figure"] = figures.histogram(summary["histogram"], resolved) if "histogram" in summary else None
+            cards.append(card)
+    stale = decision["clips"]["candidates"] != scores.clips
+    return (
+        figures.environment()
+        .get_template("report.html.j2")
+        .render(
+            title=str(dataset).rstrip("/").rpartition("/")[2],
+            dataset=str(dataset),
+            name=name,
+            version=version("clipmill"),
+            found=found,
+            funnel=rows,
+            parts=figures.steps_of_share(rows),
+            cards=cards,
+            stale=decision["clips"]["candidates"] if stale else None,
+            now=scores.clips,
+            kept=_thumbnails(dataset, scores, f"({_dropping(scores, bounds)}) = 0", _SHOWN_KEPT),
+            dropped=_dropped(dataset, scores, bounds),
+            sources=_sources(scores),
+            sources_left_out=max(0, found["sources"]["total"] - _SHOWN_SOURCES),
+        )
+    )
+
+
+def _dropping(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
+    return mask_sql([reason for reason in reasons(scores, bounds) if reason.drops])
+
+
+def _dropped(dataset: Dataset, scores: ScoreTable, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+    """Per reason: how many clips it drops, and some of them."""
+    groups = []
+    for reason in reasons(scores, bounds):
+        if reason.drops:
+            row = scores.con.execute(f"SELECT count(*) FROM scores WHERE {reason.sql}").fetchone()
+            clips = row[0] if row else 0
+            if clips:
+                shown = _thumbnails(dataset, scores, reason.sql, _SHOWN_PER_REASON)
+                groups.append({"reason": reason.text, "filter": reason.filter, "clips": clips, "shown": shown})
+    return groups
+
+
+def _thumbnails(dataset: Dataset, scores: ScoreTable, where: str, most: int) -> list[dict[str, Any]]:
+    """Up to `most` clips that satisfy `where`, spread over the dataset, the same ones every time."""
+    rows = scores.rows(f"SELECT place FROM scores WHERE {where} ORDER BY hash(place) LIMIT {most}")
+    return [row | {"thumbnail": _thumbnail(dataset, row)} for row in rows]
+
+
+def _thumbnail(dataset: Dataset, row: dict[str, Any]) -> str | None:
+    """The clip's JPEG as a data URI; None when there is none or it cannot be read."""
+    if not row["thumbnail_size"]:
+        return None
+    try:
+        data = dataset.storage.read_range(f"media/{row['media_file']}", row["thumbnail_offset"], row["thumbnail_size"])
+    except OSError:
+        return None
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    return "data:image/jpeg;base64," + base64.b64encode(data).decode()
+
+
+def _sources(scores: ScoreTable) -> list[dict[str, Any]]:
+    """The first sources by name, failed ones first."""
+    result = scores.con.execute(
+        "SELECT source_uri, status, reason, message, duplicate_of, duration_s, clips, kept_s FROM sources "
+        f"ORDER BY status = 'ok', source_uri LIMIT {_SHOWN_SOURCES}"
+    )
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
