@@ -137,7 +137,7 @@ class ScoreTable:
             numbers = "MAP {" + ", ".join(f"{text(path)}: {i}" for i, path in enumerate(self.files)) + "}"
             place = f"({numbers}[filename]::BIGINT << {ROW_BITS}) + file_row_number"
         else:
-            table = schema.CLIPS.empty_table() if isinstance(clips, (list, tuple)) else clips
+            table: Any = schema.CLIPS.empty_table() if isinstance(clips, (list, tuple)) else clips
             check_version(table.schema.metadata, "the table of clips")
             self.con.register("clips_arrow", table)
             source = "clips_arrow"

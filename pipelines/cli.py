@@ -10,6 +10,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
+    "sample": ("model.sample_cli:sample", "Sample videos from a model: text, image, interpolation, orbit."),
     "curate": ("pipelines.curate_cli:command", "turn videos into a dataset of training clips"),
     "demo": ("pipelines.demo:command", "curate a few real films and show the report"),
     "spec": ("pipelines.spec_cli:command", "write, check and look at job specs"),
@@ -17,6 +18,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("pipelines.submit_cli:status", "how a submitted job is doing"),
     "logs": ("pipelines.submit_cli:logs", "what a submitted job has printed"),
     "stop": ("pipelines.submit_cli:stop", "stop a submitted job; it can be continued"),
+    "decide": ("pipelines.decide_cli:decide_command", "choose which clips are kept"),
+    "diff": ("pipelines.decide_cli:diff_command", "what changed between two decisions, and why"),
+    "ablate": ("pipelines.decide_cli:ablate_command", "the paper's four nested subsets of one axis, as decisions"),
+    "export": ("pipelines.decide_cli:export_command", "write a decision's WebDataset shards"),
+    "report": ("pipelines.decide_cli:report_command", "write a decision's report.html"),
     "cuts": ("pipelines.cuts_cli:cuts", "print the cuts of films"),
 }
 
@@ -46,3 +52,7 @@ def main() -> None:
 
     Start with `clipmill curate FOLDER -o OUT`; then open OUT/report.html.
     """
+
+
+if __name__ == "__main__":
+    main()

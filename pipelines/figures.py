@@ -19,6 +19,8 @@ WORDS = {
     "lost_error": "Failed clips",
 }
 
+HUES = 6  # colours that tell filters apart, --filter-0 to --filter-5
+
 
 def clock(seconds: float | None) -> str:
     """A duration for a person: 9.6 s, 4 min 03 s, 12 h 05 min, 1 204 h."""
@@ -36,6 +38,14 @@ def clock(seconds: float | None) -> str:
 def count(number: float | None) -> str:
     """A whole number with thin spaces between thousands."""
     return "–" if number is None else f"{number:,.0f}".replace(",", "\u202f")
+
+
+def size(number_bytes: int) -> str:
+    """A file size for a person: 940 B, 20.5 kB, 1.2 GB."""
+    for unit, base in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number_bytes >= base:
+            return f"{number_bytes / base:.1f} {unit}"
+    return f"{number_bytes} B"
 
 
 def percent(share: float | None) -> str:
@@ -88,9 +98,10 @@ def step_name(step: dict[str, Any]) -> str:
 def funnel(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A waterfall in seconds: per step `start` and `width` in percent of what came in, and what is left after it."""
     whole = max((step["seconds"] for step in steps if step["kind"] == "level"), default=0.0) or 1.0
-    left, rows = whole, []
+    left, rows, filters = whole, [], list(dict.fromkeys(s["step"] for s in steps if s["kind"] == "filter"))
     for step in steps:
         row = {**step, "name": step_name(step), "share": step["seconds"] / whole}
+        row["hue"] = filters.index(step["step"]) % HUES if step["kind"] == "filter" else None
         if step["kind"] == "level":
             left = step["seconds"]
             row |= {"start": 0.0, "width": 100 * left / whole}
