@@ -3,11 +3,10 @@
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import ray
 
 
 class ClusterError(Exception):
@@ -26,31 +25,54 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
     Raises:
         ClusterError: see above.
     """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if "ray" not in sys.modules:  # both are read by Ray when it is imported
+        set_authentication(address)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its log is in its session folder; ours is short
+    import ray
+
     if ray.is_initialized():
         yield ray.cluster_resources().get("CPU", 0.0)
         return
-    address = address or os.environ.get("RAY_ADDRESS")
-    set_authentication(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         else:
-            ray.init(
-                address="local",
-                num_cpus=cpus or len(os.sched_getaffinity(0)),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            _start(cpus or local_cpus())
+    except Exception as error:  # Ray raises plain Exception, too, where a process of its own did not come up
         where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started"
         raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from error
     try:
         yield ray.cluster_resources().get("CPU", 0.0)
     finally:
         ray.shutdown()
+
+
+def _start(cpus: int, attempts: int = 3) -> None:
+    """Start Ray here. It gives its own processes 30 s, which a busy machine can exceed: so it is tried again."""
+    import ray
+
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+            return
+        except Exception as error:
+            ray.shutdown()
+            if attempt == attempts or "timed out during startup" not in str(error):
+                raise
+
+
+def local_cpus() -> int:
+    """CPUs of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def set_authentication(address: str | None) -> None:
