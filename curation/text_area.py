@@ -15,6 +15,7 @@ one; PP-OCR's is within a third from 5 % of the height (tests/curation/test_text
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -71,6 +72,7 @@ class CraftTextArea:
     """CRAFT (Baek et al. 2019) with EasyOCR's weights and box post-processing.
 
     Args:
+        weights: the package's file; looked for if left out.
         device: a torch device; on a GPU the network runs in bf16.
         threads: CPU threads of torch, for the whole process (torch knows no other); left as they are if None.
         canvas_px: number of pixels that a frame is reduced to.
@@ -80,15 +82,22 @@ class CraftTextArea:
     # EasyOCR's defaults for get_textbox.
     text_threshold, link_threshold, low_text = 0.7, 0.4, 0.4
 
-    def __init__(self, *, device: str = "cpu", threads: int | None = None, canvas_px: int = CANVAS_PX) -> None:
-        weights = CRAFT.path()
+    def __init__(
+        self,
+        *,
+        weights: Sequence[Path] | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        canvas_px: int = CANVAS_PX,
+    ) -> None:
+        path = weights[0] if weights else CRAFT.path()
         ensure_torchvision()
         import torch
         from easyocr import craft
 
         if threads is not None:
             torch.set_num_threads(threads)
-        state = torch.load(weights, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         network = craft.CRAFT(pretrained=False)
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
         self._dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
@@ -151,14 +160,23 @@ class PPOCRTextArea:
     """PP-OCRv6 small text detector (differentiable binarization) through onnxruntime.
 
     Args:
+        weights: the package's file; looked for if left out.
+        device: ignored, this one runs on the CPU.
         threads: threads of this detector's session; 1 by default, because workers are processes.
         canvas_px: number of pixels that a frame is reduced to.
     """
 
     name = "pp_ocr_v6_det_small"
 
-    def __init__(self, *, threads: int = 1, canvas_px: int = CANVAS_PX) -> None:
-        weights = PP_OCR_DETECTOR.path()
+    def __init__(
+        self,
+        *,
+        weights: Sequence[Path] | None = None,
+        device: str = "cpu",
+        threads: int = 1,
+        canvas_px: int = CANVAS_PX,
+    ) -> None:
+        path = weights[0] if weights else PP_OCR_DETECTOR.path()
         import onnxruntime
         from rapidocr.ch_ppocr_det.utils import DBPostProcess
 
@@ -166,7 +184,7 @@ class PPOCRTextArea:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session: Any = onnxruntime.InferenceSession(str(weights), options, providers=["CPUExecutionProvider"])
+        self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
         # rapidocr grows boxes (unclip 1.6, dilation) to leave a recogniser its margin: 1.3 to 1.7 times the area of the
         # text. An area wants the text itself: 1.0 to 1.3 times, on drawn text of 5 to 20 % of the height.

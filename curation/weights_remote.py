@@ -90,7 +90,7 @@ class HubWeights:
 
     Attributes:
         repo: `owner/name`.
-        files: names or patterns of the files that are needed; the first is the one that proves the copy is there.
+        files: names or patterns of the files that are needed; any one with a plain name proves that a copy is there.
         revision: branch, tag or commit; the commit that was found is part of the model's name.
     """
 
@@ -104,10 +104,12 @@ class HubWeights:
         """The snapshot folder in the hub's cache (`HF_HOME`). Raises WeightsUnavailable."""
         from huggingface_hub import try_to_load_from_cache
 
-        found = try_to_load_from_cache(self.repo, self.files[0], revision=self.revision)
-        if not isinstance(found, str):
-            raise WeightsUnavailable(f"{self.repo} ({self.files[0]}, {self.revision}) is not in the hub's cache here")
-        return Path(found).parent
+        names = [name for name in self.files if "*" not in name]
+        for name in names:
+            found = try_to_load_from_cache(self.repo, name, revision=self.revision)
+            if isinstance(found, str):
+                return Path(found).parent
+        raise WeightsUnavailable(f"{self.repo}@{self.revision} ({' or '.join(names)}) is not in the hub's cache here")
 
     path = locate  # the hub's cache is addressed by content already
 

@@ -1,0 +1,180 @@
+"""The registry: profiles, overrides, preflight with the way out, downloads that are whole or not there at all."""
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from curation import registry
+from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, check, choose
+from curation.weights import WeightsUnavailable
+from curation.weights_remote import HubWeights, UrlWeights
+from pipelines.models_cli import models
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMILL_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_every_profile_has_a_model_or_a_reason_for_every_role() -> None:
+    for profile, chosen in PROFILES.items():
+        for role in ROLES:
+            assert (role in chosen) != (role in NO_MODEL[profile])
+            if role in chosen:
+                assert chosen[role] in IMPLEMENTATIONS[role]
+
+
+def test_offline_profile_needs_nothing_but_packages() -> None:
+    reports = check(choose("offline"))
+    assert {report.role for report in reports} == set(PROFILES["offline"])
+    assert [report.problem for report in reports if report.problem] == []
+
+
+def test_paper_profile_names_role_file_and_command_for_what_is_missing() -> None:
+    problems = {report.role: report.problem for report in check(choose("paper")) if report.problem}
+    assert "raft_large_C_T_SKHT_V2-ff5fadd5.pth is not there" in (problems["flow"] or "")
+    assert "clipmill models pull --role flow --implementation raft_large" in (problems["flow"] or "")
+    assert "kpyu/video-blip-opt-2.7b-ego4d" in (problems["caption_temporal"] or "")
+    assert "text" not in problems
+
+
+def test_profiles_mix_role_by_role(tmp_path: Path) -> None:
+    file = tmp_path / "raft.pth"
+    file.write_bytes(b"x")
+    choices = choose(
+        "offline",
+        {
+            "flow": {"implementation": "raft_small", "weights": str(file)},
+            "text": {"implementation": "ppocr"},
+            "nsfw": {"implementation": "off"},
+        },
+    )
+    assert choices["flow"].implementation.name == "raft_small"
+    assert choices["text"].implementation.name == "ppocr"
+    assert choices["similarity"].implementation.name == "conse"
+    assert "nsfw" not in choices
+    assert check({"flow": choices["flow"]})[0].found == (file,)
+
+
+def test_revision_of_a_hub_model_is_taken() -> None:
+    choice = choose("paper", {"caption_merge": {"revision": "abc123"}})["caption_merge"]
+    assert isinstance(choice.weights[0], HubWeights)
+    assert choice.weights[0].revision == "abc123"
+
+
+@pytest.mark.parametrize(
+    ("profile", "overrides", "message"),
+    [
+        ("papr", None, "known: offline, paper"),
+        ("offline", {"flwo": {}}, "no role is called 'flwo'"),
+        ("offline", {"flow": {"implementation": "raft"}}, "known: rife, raft_large, raft_small, off"),
+        ("offline", {"flow": {"weight": "x"}}, "unknown key 'weight'"),
+        ("offline", {"flow": {"revision": "x"}}, "has no revision"),
+    ],
+)
+def test_a_wrong_choice_lists_what_is_known(profile: str, overrides: dict | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(profile, overrides)
+
+
+def test_a_path_that_is_not_there_is_a_problem_not_a_crash() -> None:
+    (report,) = check({"flow": choose("paper", {"flow": {"weights": "/nowhere/raft.pth"}})["flow"]})
+    assert "/nowhere/raft.pth does not exist; correct models.flow.weights" in (report.problem or "")
+
+
+def test_a_folder_without_the_model_names_what_it_lacks(tmp_path: Path) -> None:
+    choices = choose("paper", {"caption_temporal": {"weights": str(tmp_path)}})
+    (report,) = check({"caption_temporal": choices["caption_temporal"]})
+    assert "holds no config.json" in (report.problem or "")
+
+
+def test_load_builds_the_object_that_plays_the_role() -> None:
+    detector = registry.load(choose("offline", {"text": {"implementation": "ppocr"}})["text"])
+    assert detector.name == "pp_ocr_v6_det_small"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    folder = tmp_path / "www"
+    folder.mkdir()
+    (folder / "model.pth").write_bytes(b"weights" * 1000)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, directory=str(folder), **kwargs)  # type: ignore[arg-type]
+
+        def log_message(self, *args: object) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_pull_downloads_reports_progress_and_checks(server: str) -> None:
+    digest = hashlib.sha256(b"weights" * 1000).hexdigest()
+    weights = UrlWeights(f"{server}/model.pth", "model.pth", digest[:8], None, "MIT")
+    with pytest.raises(WeightsUnavailable, match="is not there"):
+        weights.path()
+    seen: list[tuple[int, int | None]] = []
+    path = weights.pull(lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == b"weights" * 1000
+    assert seen[-1] == (7000, 7000)
+    assert weights.path() == path
+
+
+def test_a_download_with_another_checksum_leaves_nothing(server: str, tmp_path: Path) -> None:
+    weights = UrlWeights(f"{server}/model.pth", "model.pth", "00000000", None, "MIT")
+    with pytest.raises(WeightsUnavailable, match="expected 00000000"):
+        weights.pull()
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_failed_download_says_where_to_put_the_file(server: str, tmp_path: Path) -> None:
+    weights = UrlWeights(f"{server}/absent.pth", "absent.pth", "", None, "MIT")
+    with pytest.raises(WeightsUnavailable, match=f"put the file at {tmp_path}/weights/absent.pth"):
+        weights.pull()
+
+
+def test_command_list_shows_every_implementation() -> None:
+    result = CliRunner(env={"COLUMNS": "300"}).invoke(models, ["list"])
+    assert result.exit_code == 0
+    for implementations in IMPLEMENTATIONS.values():
+        for name in implementations:
+            assert name in result.output
+
+
+def test_command_check_succeeds_offline_and_exits_2_for_a_missing_model() -> None:
+    offline = CliRunner().invoke(models, ["check"])
+    assert offline.exit_code == 0
+    assert "off      caption_spatial: no package carries an image captioner" in offline.output
+    paper = CliRunner().invoke(models, ["check", "--profile", "paper", "--role", "flow"])
+    assert paper.exit_code == 2
+    assert "missing  flow: raft_large" in paper.output
+
+
+def test_command_pull_downloads_what_is_missing(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import dataclasses
+
+    weights = (UrlWeights(f"{server}/model.pth", "model.pth", "", 7000, "MIT"),)
+    known = dataclasses.replace(IMPLEMENTATIONS["flow"]["raft_large"], weights=weights)
+    monkeypatch.setitem(IMPLEMENTATIONS["flow"], "raft_large", known)
+    first = CliRunner().invoke(models, ["pull", "--profile", "paper", "--role", "flow"])
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "weights" / "model.pth").stat().st_size == 7000
+    second = CliRunner().invoke(models, ["pull", "--profile", "paper", "--role", "flow"])
+    assert "is here" in second.output
+
+
+def test_command_refuses_an_implementation_without_a_role() -> None:
+    result = CliRunner().invoke(models, ["check", "--implementation", "raft_small"])
+    assert result.exit_code == 2
+    assert "--implementation needs --role" in result.output
