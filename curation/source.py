@@ -6,6 +6,7 @@ bytes and in number, and frames are asked for a few clips at a time. Whatever is
 """
 
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,19 +91,26 @@ class SourceStage:
         clock = _Clock()
         known: dict[str, Any] = {}
         try:
-            with clock("probe_s"):
-                known |= _identify(path)
-                info = probe(path)
-                known |= _properties(info)
-                note = _check(info)
-            with clock("cuts_s"):
-                frames = FilmFrames(info)
-                cuts = self._detector.detect(info, frames)
-                known["hard_cuts"] = sum(cut.kind == "hard" for cut in cuts)
-                known["gradual_cuts"] = sum(cut.kind == "gradual" for cut in cuts)
+            yield from self._run(str(path), uri, clock, known)
         except CannotDecode as error:
             yield SourceReport(failed_row(uri, error.reason, str(error), **known, **clock.seconds), 0)
-            return
+        except Exception as error:  # the boundary of one item: whatever a source does to a library, the job goes on
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {error}"
+            yield SourceReport(failed_row(uri, "internal_error", message, **known, **clock.seconds), 0)
+
+    def _run(self, path: str, uri: str, clock: "_Clock", known: dict[str, Any]) -> Iterator[Segment | SourceReport]:
+        """`run`, raising; what is known about the source so far is in `known`."""
+        with clock("probe_s"):
+            known |= _identify(path)
+            info = probe(path)
+            known |= _properties(info)
+            note = _check(info)
+        with clock("cuts_s"):
+            frames = FilmFrames(info)
+            cuts = self._detector.detect(info, frames)
+            known["hard_cuts"] = sum(cut.kind == "hard" for cut in cuts)
+            known["gradual_cuts"] = sum(cut.kind == "gradual" for cut in cuts)
         yield from self._clips(uri, info, frames, cuts, known, note, clock)
 
     def _clips(

@@ -78,7 +78,11 @@ class Storage:
         final = self.path(name)
         folder, _, leaf = final.rpartition("/")
         if not self.is_local:
-            yield final
+            try:
+                yield final
+            except BaseException:
+                self.remove(name)  # closing a file half written uploads the half
+                raise
             return
         os.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/{TEMPORARY_PREFIX}{uuid.uuid4().hex[:12]}-{leaf}"

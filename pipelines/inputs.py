@@ -47,9 +47,9 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
         InputError: an input that is neither there nor looks like the name of a video, or a list without the column.
     """
     found: dict[str, SourceFile] = {}
-    skip = _absolute(exclude).rstrip("/") + "/" if exclude else None
+    skip = absolute(exclude).rstrip("/") + "/" if exclude else None
     for uri in uris:
-        for source in _expand(_absolute(uri), column):
+        for source in _expand(absolute(uri), column):
             if skip is None or not source.uri.startswith(skip):
                 found.setdefault(source.uri, source)
     return sorted(found.values())
@@ -87,7 +87,7 @@ def _read_id(source: SourceFile) -> str | None:
         return None
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
     """Local paths absolute and without `~`; URLs as they are."""
     if "://" in uri and not uri.startswith("file://"):
         return uri
@@ -148,7 +148,7 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, col
     wanted = [str(name).strip() for name in names if name and str(name).strip()]
     uris = [name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in wanted]
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_stat, [_absolute(each) for each in uris]))
+        return list(pool.map(_stat, [absolute(each) for each in uris]))
 
 
 def _stat(uri: str) -> SourceFile:

@@ -102,8 +102,8 @@ def summary(sources: pa.Table, kept_by_decision: tuple[str, int, float] | None =
 
     seconds_in = sum(row["duration_s"] or 0.0 for row in rows)
     footage = Table("footage", "seconds", "share", box=None)
-    for number in footage.columns[1:]:
-        number.justify = "right"
+    for numeric in footage.columns[1:]:
+        numeric.justify = "right"
 
     def add(name: str, seconds: float) -> None:
         footage.add_row(name, f"{seconds:.1f}", f"{100 * seconds / seconds_in:.1f} %" if seconds_in else "")
@@ -120,8 +120,8 @@ def summary(sources: pa.Table, kept_by_decision: tuple[str, int, float] | None =
         add(f"kept by decision {name}: {number} clips", seconds)
 
     cost = Table("stage", "processor s", "x real time", box=None)
-    for number in cost.columns[1:]:
-        number.justify = "right"
+    for numeric in cost.columns[1:]:
+        numeric.justify = "right"
     for name in TIMINGS:
         spent = sum(row[name] or 0.0 for row in rows)
         cost.add_row(name.removesuffix("_s"), f"{spent:.1f}", f"{seconds_in / spent:.0f}" if spent else "")

@@ -57,6 +57,9 @@ class SourceActor:
         except CannotDecode as error:
             row = failed_row(uri, error.reason, str(error))
             yield message("report", uri, {"row": row, "segments": 0})
+        except Exception as error:  # else Ray would drop the block and say nothing
+            row = failed_row(uri, "internal_error", f"{type(error).__name__}: {error}")
+            yield message("report", uri, {"row": row, "segments": 0})
 
     def _within_time(self, uri: str, steps: Iterator[pa.Table]) -> Iterator[pa.Table]:
         """The steps, while their working time (not the time that they wait for a slower writer) is within the limit."""

@@ -17,6 +17,11 @@ class TextActor:
         answers = []
         for kind, uri, note, clips in messages(batch):
             if kind == "segment" and clips is not None:
-                clips = pack(self._stage.apply(unpack(note["source_id"], note["index"], clips)))
+                segment = unpack(note["source_id"], note["index"], clips)
+                try:
+                    self._stage.apply(segment)
+                except Exception as error:  # the boundary of one item: the clips stay, and say that they have no score
+                    self._stage.give_up(segment, f"internal_error: {type(error).__name__}: {error}")
+                clips = pack(segment)
             answers.append(message(kind, uri, note, clips))
         return pa.concat_tables(answers)

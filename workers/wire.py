@@ -5,7 +5,6 @@ from shared memory without copying them. A source's report and every receipt are
 """
 
 import json
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,9 +34,14 @@ _CLIP = pa.schema(
 )
 
 
-def message(kind: Kind, uri: str, note: dict[str, Any], clips: bytes | pa.Buffer | None = None) -> pa.Table:
-    """A block of one message."""
-    return pa.table({"kind": [kind], "uri": [uri], "note": [json.dumps(note)], "clips": [clips]}, schema=MESSAGE)
+def message(kind: Kind, uri: str, note: dict[str, Any], clips: pa.Buffer | None = None) -> pa.Table:
+    """A block of one message. `clips` is not copied."""
+    if clips is None:
+        column = pa.nulls(1, pa.large_binary())
+    else:
+        ends = pa.py_buffer(np.array([0, clips.size], np.int64))
+        column = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, clips])
+    return pa.table({"kind": [kind], "uri": [uri], "note": [json.dumps(note)], "clips": column}, schema=MESSAGE)
 
 
 def messages(batch: pa.Table) -> list[tuple[Kind, str, dict[str, Any], pa.Buffer | None]]:
@@ -53,7 +57,7 @@ def pack(segment: Segment) -> pa.Buffer:
     columns: dict[str, Any] = {name: [clip.row.get(name) for clip in segment.clips] for name in CLIPS.names}
     columns["data"] = [clip.data for clip in segment.clips]
     columns["thumbnail"] = [clip.thumbnail for clip in segment.clips]
-    columns["pictures"] = [[memoryview(_flat(picture)) for picture in clip.frames] for clip in segment.clips]
+    columns["pictures"] = [[picture.tobytes() for picture in clip.frames] for clip in segment.clips]
     columns["picture_shapes"] = [[picture.shape for picture in clip.frames] for clip in segment.clips]
     arrays = [pa.array(columns[field.name], field.type) for field in _CLIP]
     sink = pa.BufferOutputStream()
@@ -77,8 +81,3 @@ def unpack(source_id: str, index: int, clips: pa.Buffer) -> Segment:
         data, thumbnail = (memoryview(table[name][k].as_buffer()) for name in ("data", "thumbnail"))
         finished.append(FinishedClip(row, data, thumbnail, pictures))
     return Segment(source_id, index, finished)
-
-
-def _flat(picture: np.ndarray) -> Sequence[int]:
-    flat: Any = np.ascontiguousarray(picture).reshape(-1)
-    return flat
