@@ -1,0 +1,172 @@
+"""What-if and statistics over ten million clips: how long a page of the dashboard takes, and in how much memory.
+
+    python -m tests.benchmarks.decisions [--clips 10000000] [--keep FOLDER]
+
+Writes a synthetic dataset (the schema's columns, scores drawn from a seed), opens it as the dashboard does, and then
+(1) asks for the effect of all thresholds at once, each time with other thresholds, and (2) computes a page's whole
+statistics. The peer is pandas with the same columns in memory, comparing and grouping the same way. Both run here,
+one after the other, on the same rows.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation import schema
+from curation.rules import Rules, parse_rules
+
+ROWS_PER_FILE = 122_880
+LABELS = ("static", "horizontal", "vertical", "zooming", "rotating", "complex")
+
+
+def write_dataset(root: Path, clips: int, seed: int = 0) -> None:
+    """`clips` rows in clips/, about a tenth as many in sources/; no media."""
+    rng = np.random.default_rng(seed)
+    for folder in ("clips", "sources"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    (root / "job.yaml").write_text("inputs: []\n")
+    per_source = 10
+    for part, start in enumerate(range(0, clips, ROWS_PER_FILE)):
+        n = min(ROWS_PER_FILE, clips - start)
+        index = np.arange(start, start + n)
+        ids = rng.integers(0, 2**63, (n, 2))
+        failed = rng.random(n) < 0.01
+        duration = np.round(rng.uniform(2, 20, n), 3)
+        text = rng.beta(0.3, 8, 3 * n).astype(np.float32)
+        text[rng.random(3 * n) < 0.5] = 0
+        lists = pa.ListArray.from_arrays(np.arange(0, 3 * n + 1, 3, dtype=np.int32), text)
+        columns = {
+            "clip_id": [f"{a:016x}{b:016x}" for a, b in ids],
+            "source_id": [f"{i:032x}" for i in index // per_source],
+            "source_uri": [f"s3://bucket/films/{i}.mp4" for i in index // per_source],
+            "start_s": (index % per_source) * 20.0,
+            "duration_s": duration,
+            "frames": (duration * 24).astype(np.int32),
+            "media_file": [f"part-{i:06d}.tar" for i in index // 1000],
+            "media_offset": index % 1000 * 2_000_000 + 512,
+            "media_size": rng.integers(10**5, 2 * 10**6, n),
+            "motion_coarse": pa.array(rng.gamma(1.2, 0.4, n).astype(np.float32), mask=failed),
+            "motion_coarse_error": pa.array(np.where(failed, "too_short: one frame", None), pa.string()),
+            "motion_coarse_model": ["farneback"] * n,
+            "camera": pa.array(np.array(LABELS)[rng.integers(0, len(LABELS), n)], mask=failed),
+            "camera_error": pa.array(np.where(failed, "too_short: one frame", None), pa.string()),
+            "camera_model": ["farneback"] * n,
+            "text_area": lists,
+            "text_area_model": ["craft"] * n,
+        }
+        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type) for f in schema.CLIPS]
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema.CLIPS), root / f"clips/part-{part:05d}.parquet")
+    sources = -(-clips // per_source)
+    table = {
+        "source_id": [f"{i:032x}" for i in range(sources)],
+        "source_uri": [f"s3://bucket/films/{i}.mp4" for i in range(sources)],
+        "status": ["ok"] * sources,
+        "duration_s": np.full(sources, 120.0),
+        "clips": np.full(sources, per_source, np.int32),
+        "kept_s": np.full(sources, 110.0),
+        "lost_short_s": np.full(sources, 10.0),
+        "cuts_s": np.full(sources, 1.5),
+    }
+    arrays = [pa.array(table[f.name], f.type) if f.name in table else pa.nulls(sources, f.type) for f in schema.SOURCES]
+    pq.write_table(pa.Table.from_arrays(arrays, schema=schema.SOURCES), root / "sources/part-00000.parquet")
+
+
+def some_rules(i: int) -> Rules:
+    """Rules on every score, other ones for every i."""
+    return parse_rules(
+        {
+            "motion.coarse": {"drop_lowest": f"{10 + i}%", "max": 2.0 + 0.1 * i},
+            "camera": {"in": list(LABELS[: 1 + i % 5])},
+            "text_area": {"max": 0.02 + 0.01 * i, "frames": ("any", "all", "mean")[i % 3]},
+        }
+    )
+
+
+def measure(root: str, rounds: int = 15) -> None:
+    """Run in a process of its own, so that its peak memory is the dashboard's."""
+    from curation.decisions import outcome, resolve
+    from curation.statistics import statistics
+    from pipelines.dataset import Dataset
+    from pipelines.decide import open_scores
+
+    begun = time.perf_counter()
+    scores = open_scores(Dataset(root))
+    print(f"open          {time.perf_counter() - begun:7.2f} s   {scores.clips} clips")
+    taken = []
+    for i in range(rounds):
+        begun = time.perf_counter()
+        found = outcome(scores, resolve(scores, some_rules(i)))
+        taken.append(time.perf_counter() - begun)
+    print(
+        f"what-if       {1000 * float(np.median(taken)):7.0f} ms median, {1000 * max(taken):.0f} ms at most "
+        f"(first {1000 * taken[0]:.0f}); kept {found.kept[0]}"
+    )
+    whole = []
+    for i in range(3):
+        begun = time.perf_counter()
+        statistics(scores, resolve(scores, some_rules(i)))
+        whole.append(time.perf_counter() - begun)
+    print(f"statistics    {float(np.median(whole)):7.2f} s  median, {max(whole):.2f} s at most")
+    print(f"peak memory   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:7.2f} GiB")
+
+
+def measure_pandas(root: str, rounds: int = 5) -> None:
+    """The peer: the same columns as a data frame, the same masks and groups."""
+    import pandas as pd
+
+    begun = time.perf_counter()
+    columns = ["duration_s", "motion_coarse", "camera", "text_area"]
+    pieces = []
+    for path in sorted(Path(root, "clips").glob("*.parquet")):
+        table = pq.read_table(path, columns=columns)
+        area = np.asarray(table["text_area"].combine_chunks().flatten()).reshape(-1, 3)
+        frame = table.drop_columns(["text_area"]).to_pandas()
+        frame["camera"] = frame["camera"].astype("category")
+        frame["text_any"], frame["text_all"], frame["text_mean"] = area.max(1), area.min(1), area.mean(1)
+        pieces.append(frame)
+    data = pd.concat(pieces, ignore_index=True)
+    data["camera"] = data["camera"].astype("category")
+    print(f"pandas open   {time.perf_counter() - begun:7.2f} s")
+    taken = []
+    for i in range(rounds):
+        begun = time.perf_counter()
+        motion, area = data["motion_coarse"], data[f"text_{('any', 'all', 'mean')[i % 3]}"]
+        low = motion.quantile((10 + i) / 100, interpolation="lower")
+        mask = (motion < low).astype(np.uint8) | (motion > 2.0 + 0.1 * i).astype(np.uint8) * 2
+        mask |= motion.isna().astype(np.uint8) * 4 | (~data["camera"].isin(LABELS[: 1 + i % 5])).astype(np.uint8) * 8
+        mask |= (area > 0.02 + 0.01 * i).astype(np.uint8) * 16
+        data.groupby(mask)["duration_s"].agg(["count", "sum"])
+        taken.append(time.perf_counter() - begun)
+    print(f"pandas what-if{1000 * float(np.median(taken)):7.0f} ms median")
+    print(f"pandas memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:7.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=10_000_000)
+    parser.add_argument("--keep", help="write the dataset here and leave it, or use the one that is here")
+    parser.add_argument("--no-peer", action="store_true", help="leave pandas out")
+    parser.add_argument("--part", choices=("ours", "pandas"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        {"ours": measure, "pandas": measure_pandas}[args.part](args.keep)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(args.keep or temporary)
+        if not (root / "job.yaml").exists():
+            write_dataset(root, args.clips)
+        for part in ("ours",) if args.no_peer else ("ours", "pandas"):
+            command = [sys.executable, "-m", "tests.benchmarks.decisions", "--part", part, "--keep", str(root)]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
