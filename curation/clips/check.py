@@ -14,7 +14,8 @@ def check_clip(data: bytes, info: VideoInfo, span: ClipSpan) -> str | None:
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
             stream = container.streams.video[0]
-            assert stream.time_base is not None
+            clip, film = stream.time_base, info.time_base
+            assert clip is not None
             first, times = None, []
             for packet in container.demux(stream):
                 if packet.size and packet.pts is not None:
@@ -28,7 +29,6 @@ def check_clip(data: bytes, info: VideoInfo, span: ClipSpan) -> str | None:
     if len(shown) != len(planned):
         return f"{len(shown)} frames were written, {len(planned)} planned"
     # Compare in whole numbers: shown * clip unit == planned * film unit.
-    clip, film = stream.time_base, info.time_base
     if not np.array_equal(shown * clip.numerator * film.denominator, planned * film.numerator * clip.denominator):
         return "frame times differ from the film's"
     if first is None or first.pts != 0:

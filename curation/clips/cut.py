@@ -13,9 +13,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
-from curation.clips import bitstream
 from curation.clips.assemble import ClipError, Job
 from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
+from curation.clips.keys import entry_frames
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
 from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
@@ -51,32 +51,12 @@ def cut_clips(
 
 
 def _layouts(info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode) -> list[Layout]:
-    if mode == "keyframe":
-        return [keyframe_layout(info, span) for span in spans]
     if mode == "exact" or info.codec not in COPIED_CODECS:
         return [exact_layout(span) for span in spans]
-    splices = _splice_points(info, spans)
-    return [smart_layout(info, span, splices, info.codec in SPLICED_CODECS) for span in spans]
-
-
-def _splice_points(info: VideoInfo, spans: Sequence[ClipSpan]) -> np.ndarray:
-    """Key frames that may follow re-encoded frames: in H.264 the IDR pictures, which only the packets tell."""
-    keys = np.flatnonzero(info.keyframe)
-    if info.codec != "h264" or all(info.keyframe[span.start_frame] for span in spans):
-        return keys
-    number_of = {int(info.pts[key]): int(key) for key in keys}
-    found = []
-    container, stream = open_video(info.path)
-    with container:
-        size = bitstream.length_size("h264", stream.codec_context.extradata)
-        try:
-            for packet in container.demux(stream):
-                number = number_of.get(packet.pts) if packet.is_keyframe and packet.pts is not None else None
-                if number is not None and bitstream.is_idr(bitstream.split(bytes(packet), size)):
-                    found.append(number)
-        except av.error.FFmpegError:
-            pass  # a broken tail; the clips in it fail later, by name
-    return np.array(sorted(found), dtype=np.int64)
+    entries = entry_frames(info)
+    if mode == "keyframe":
+        return [keyframe_layout(span, info, entries) for span in spans]
+    return [smart_layout(span, info, entries, info.codec in SPLICED_CODECS) for span in spans]
 
 
 class _Pass:

@@ -97,7 +97,11 @@ class PieceEncoder:
 
     def _settings(self) -> tuple[str, dict[str, str]]:
         if self.codec == "h264":
-            params = f"sps-id={OUR_SPS_ID}:open-gop=0:threads=1:lookahead-threads=1" if self.splice else "open-gop=0"
+            # mbtree=0: with AVX-512, x264's macroblock tree reads memory that nobody wrote when the width is no
+            # multiple of 256, and the bytes differ from run to run (found with MALLOC_PERTURB_).
+            params = "open-gop=0:mbtree=0:threads=1:lookahead-threads=1"
+            if self.splice:
+                params += f":sps-id={OUR_SPS_ID}"
             options = {"preset": "veryfast", "crf": "17", "x264-params": params}
             if self.splice and self.info.profile in _X264_PROFILES:
                 options["profile"] = _X264_PROFILES[self.info.profile]

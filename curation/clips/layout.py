@@ -8,6 +8,7 @@ even hidden behind an edit list, and every frame's references are there.
     decoding       ... I b b P B B P B B | I B B        b: leading frames of an open GOP, they need the GOP before
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,26 +58,23 @@ def exact_layout(span: ClipSpan) -> Layout:
     return Layout(span.start_frame, span.end_frame, span.end_frame, span.end_frame)
 
 
-def keyframe_layout(info: VideoInfo, span: ClipSpan) -> Layout:
+def keyframe_layout(span: ClipSpan, info: VideoInfo, entries: np.ndarray) -> Layout:
     """Everything copied, as far as packets go; the caller refuses spans that this does not fill."""
-    stop = copied_end(info, span.start_frame, span.end_frame) if info.keyframe[span.start_frame] else span.start_frame
+    stop = copied_end(info, span.start_frame, span.end_frame) if span.start_frame in entries else span.start_frame
     return Layout(span.start_frame, span.start_frame, stop, span.end_frame)
 
 
-def smart_layout(info: VideoInfo, span: ClipSpan, splice_points: np.ndarray, can_splice: bool) -> Layout:
+def smart_layout(span: ClipSpan, info: VideoInfo, entries: np.ndarray, can_splice: bool) -> Layout:
     """Copies from the first usable key frame; re-encodes before it and after the last whole run of packets.
 
     Args:
-        splice_points: key frames (frame numbers, ascending) that may follow re-encoded frames.
+        entries: frame numbers, ascending, that copied packets may begin at (`keys.entry_frames`).
         can_splice: whether re-encoded and copied packets may share a clip in this codec at all.
     """
     start, end = span.start_frame, span.end_frame
-    if info.keyframe[start]:
-        key = start
-    else:
-        after = splice_points[np.searchsorted(splice_points, start) :]
-        key = int(after[0]) if len(after) and can_splice else end
-    if key >= end:
+    after = entries[np.searchsorted(entries, start) :]
+    key = int(after[0]) if len(after) else end
+    if key >= end or (key > start and not can_splice):
         return exact_layout(span)
     stop = copied_end(info, key, end)
     if stop < end and not can_splice:
@@ -84,10 +82,7 @@ def smart_layout(info: VideoInfo, span: ClipSpan, splice_points: np.ndarray, can
     return Layout(start, key, stop, end)
 
 
+@functools.lru_cache(maxsize=4)
 def _by_rank(info: VideoInfo) -> np.ndarray:
-    """Frame number by position in decoding order (cached on the film)."""
-    cached = info.__dict__.get("_frames_by_rank")
-    if cached is None:
-        cached = np.argsort(info.decode_rank)
-        info.__dict__["_frames_by_rank"] = cached
-    return cached
+    """Frame number by position in decoding order."""
+    return np.argsort(info.decode_rank)

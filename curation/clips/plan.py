@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from curation.clips.clip import MODES, ClipSpan, Mode
+from curation.clips.keys import entry_frames
 from curation.clips.layout import copied_end
 from curation.probe import VideoInfo
 
@@ -58,6 +59,7 @@ def plan(
 
     Raises:
         ValueError: lengths that cannot be met, or an unknown mode.
+        CannotDecode: `keyframe` reads the packets of an H.264 film, and the file is gone.
     """
     if mode not in MODES:
         raise ValueError(f"no clipping mode is called {mode!r}; known: {', '.join(MODES)}")
@@ -178,7 +180,8 @@ class _Film:
     def split_at_keys(self, start: int, end: int) -> list[tuple[int, int]]:
         """Pieces of [start, end) that packets can be copied for: each begins at a key frame."""
         info = self.info
-        keys = np.flatnonzero(info.keyframe[start:end]) + start
+        entries = entry_frames(info)
+        keys = entries[(entries >= start) & (entries < end)]
         if len(keys) == 0:
             return []
         first = int(keys[0])

@@ -1,0 +1,43 @@
+"""Which key frames copied packets may begin at. A key flag alone does not say so in H.264.
+
+There it also stands on the intra pictures of open GOPs and on the recovery points of periodic intra refresh. Frames
+after these may name frames before them (only to be forgotten, in the best case), which a decoder reports as an error;
+and nothing in H.264 tells it that a splice lies before them. So only IDR pictures count. In HEVC every key frame
+does, because its BLA picture type is made for splices (H.265, 3.11); in VP9, AV1 and MPEG-4 a key frame stands alone.
+"""
+
+import functools
+
+import av
+import numpy as np
+
+from curation.clips import bitstream
+from curation.probe import VideoInfo, open_video
+
+
+@functools.lru_cache(maxsize=4)
+def entry_frames(info: VideoInfo) -> np.ndarray:
+    """Frame numbers, ascending, that copied packets may begin at. Reads the packets of an H.264 film once.
+
+    Raises:
+        CannotDecode: the file cannot be opened any more.
+    """
+    return _idr_frames(info) if info.codec == "h264" else np.flatnonzero(info.keyframe)
+
+
+def _idr_frames(info: VideoInfo) -> np.ndarray:
+    number_of = {int(info.pts[key]): int(key) for key in np.flatnonzero(info.keyframe)}
+    found: list[int] = []
+    container, stream = open_video(info.path)
+    with container:
+        size = bitstream.length_size("h264", stream.codec_context.extradata)
+        try:
+            for packet in container.demux(stream):
+                if packet.is_keyframe and packet.size:
+                    at = packet.pts if packet.pts is not None else packet.dts
+                    number = number_of.get(at) if at is not None else None
+                    if number is not None and bitstream.is_idr(bitstream.split(bytes(packet), size)):
+                        found.append(number)
+        except av.error.FFmpegError:
+            pass  # a broken tail; the clips in it fail later, by name
+    return np.array(sorted(found), dtype=np.int64)
