@@ -1,0 +1,65 @@
+"""Micro-batches for one rank, in order, whatever the number of decoding processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from model.data.dataset import ClipDataset, TrainingSample
+from model.data.order import micro_batches
+
+
+class _Places(Sampler[list[tuple[int, int]]]):
+    """The (step, place) pairs of each micro-batch of a rank, from a step on."""
+
+    def __init__(self, first: int, last: int, places: list[np.ndarray]) -> None:
+        self._first, self._last, self._places = first, last, places
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self._first, self._last):
+            for micro in self._places:
+                yield [(step, int(place)) for place in micro]
+
+    def __len__(self) -> int:
+        return (self._last - self._first) * len(self._places)
+
+
+def load_batches(
+    dataset: ClipDataset,
+    *,
+    first_step: int,
+    last_step: int,
+    micro_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+    prefetch: int = 4,
+) -> DataLoader[TrainingSample]:
+    """Lists of `micro_batch` samples: all micro-steps of first_step, then those of the next, up to last_step (exclusive).
+
+    The dataset is a pure function, so resuming is starting at another step, at no cost.
+
+    Raises:
+        ValueError: the global batch does not divide among the ranks.
+    """
+    places = micro_batches(dataset.plan.global_batch, micro_batch, rank, world)
+    return DataLoader(
+        dataset,
+        batch_sampler=_Places(first_step, last_step, places),
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        collate_fn=_as_list,
+        worker_init_fn=_one_thread,
+        multiprocessing_context="fork" if workers else None,
+    )
+
+
+def _as_list(samples: list[TrainingSample]) -> list[TrainingSample]:
+    return samples
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,130 @@
+"""What a step costs, before it is run: floating-point operations and bytes, counted without running anything.
+
+Nothing is estimated by formula: the network is built without memory, one sample is sent through it, and operations and
+tensors saved for the backward pass are counted as PyTorch itself does them, with the run's own checkpointing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.activation_memory import ActivationBytes, count_activations
+from model.training.config import ComputeConfig
+from model.training.parallelize import checkpoint_blocks
+from model.unet import UNetConfig, VideoUNet
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What goes through the network at once."""
+
+    batch: int
+    frames: int
+    height: int  # of the latent
+    width: int
+    tokens: int
+
+
+def activation_bytes(config: UNetConfig, shape: Shape, compute: ComputeConfig) -> ActivationBytes:
+    """Bytes kept from forward to backward with the run's own checkpointing, and by the largest recomputed block.
+
+    Counts the storages that autograd saves, each once, parameters not. Workspace of kernels comes on top.
+    """
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    with FakeTensorMode():
+        network, inputs = _without_memory(config, shape, dtype)
+        largest = 0
+        if compute.checkpointing != "none":
+            blocks = [block for unit in network.fsdp_units() for block in unit]
+            largest = count_activations(lambda: network(*inputs), network.parameters(), blocks).largest_recompute
+            checkpoint_blocks(network, compute.checkpointing)
+        return ActivationBytes(count_activations(lambda: network(*inputs), network.parameters()).kept, largest)
+
+
+def forward_flops(config: UNetConfig, shape: Shape) -> float:
+    """Floating-point operations of one forward pass (a multiply-add counts 2)."""
+    with torch.device("meta"):
+        network, inputs = _without_memory(config, shape, torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    return float(counter.get_total_flops())
+
+
+def _without_memory(config: UNetConfig, shape: Shape, dtype: torch.dtype) -> tuple[VideoUNet, tuple[Tensor, ...]]:
+    """The network and one batch; call it where tensors have no data."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # fake parameters cannot be converted in place
+    try:
+        network = VideoUNet(config)
+    finally:
+        torch.set_default_dtype(default)
+    sample = torch.empty(shape.batch, shape.frames, config.in_channels, shape.height, shape.width, dtype=dtype)
+    context = torch.empty(shape.batch, shape.tokens, config.cross_attention_dim, dtype=dtype)
+    return network, (sample, torch.empty(shape.batch), context, torch.empty(shape.batch, config.num_vector_ids))
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one rank."""
+
+    states: int  # weights, gradients, optimizer, averages, sharded
+    gathered: int  # the two largest units in the compute precision, and the gradients on their way
+    activations: int
+    recompute: int
+
+    @property
+    def total(self) -> int:
+        """Everything; real peaks add workspace and fragmentation, some 10 to 20 %."""
+        return self.states + self.gathered + self.activations + self.recompute
+
+    def __str__(self) -> str:
+        parts = ("states", "gathered", "activations", "recompute")
+        listed = ", ".join(f"{name} {getattr(self, name) / 2**30:.2f}" for name in parts)
+        return f"{self.total / 2**30:.2f} GiB ({listed})"
+
+
+def estimate_memory(
+    config: UNetConfig,
+    shape: Shape,
+    compute: ComputeConfig,
+    *,
+    ranks: int,
+    trained_share: float = 1.0,
+    ema: bool = True,
+) -> MemoryEstimate:
+    """Memory of one rank during a step."""
+    with torch.device("meta"):
+        network = VideoUNet(config)
+    parameters = sum(p.numel() for p in network.parameters())
+    units = [sum(p.numel() for block in unit for p in block.parameters()) for unit in network.fsdp_units()]
+    shards = ranks // compute.replicate
+    copies = 1 + trained_share * (3 + ema)  # weights; gradient, two moments, average
+    width = 2 if compute.precision == "bf16" else 4
+    sharded = ranks > 1 or compute.precision == "bf16"
+    held = parameters if sharded and not compute.reshard_after_forward else 2 * max(units) if sharded else 0
+    counted = activation_bytes(config, shape, compute)
+    return MemoryEstimate(
+        states=int(4 * parameters * copies / shards),
+        gathered=int(held * width + (max(units) * 4 * trained_share if sharded else 0)),
+        activations=counted.kept,
+        recompute=counted.largest_recompute,
+    )
+
+
+def available_memory(device: torch.device, ranks_here: int) -> int:
+    """Bytes that one rank may use: of its GPU, or its share of what this machine has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 0
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return free // max(1, ranks_here)

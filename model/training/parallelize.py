@@ -1,0 +1,110 @@
+"""Activation checkpointing, compilation and sharding, put on the network from outside: it knows of none of them.
+
+Order matters: checkpointing first (inside the block), then compilation of the block with it, then FSDP2's hooks around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from model.training.config import ComputeConfig
+from model.training.ordered_reduce import OrderedReduceScatter
+from model.unet import VideoUNet
+
+aten = torch.ops.aten
+# What `selective` keeps: the outputs that cost most to compute again. Everything else is recomputed.
+KEPT = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def checkpoint_blocks(network: VideoUNet, mode: str) -> None:
+    """Recompute residual blocks and transformers, spatial and temporal, in the backward pass."""
+    if mode == "none":
+        return
+    context = partial(create_selective_checkpoint_contexts, _keep_products) if mode == "selective" else None
+    for unit in network.fsdp_units():
+        for block in unit:
+            block.forward = _recomputed(block.forward, context)  # type: ignore[method-assign]
+
+
+def _keep_products(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _recomputed(forward: Callable[..., Any], context: Callable[[], Any] | None) -> Callable[..., Any]:
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there is no dropout to replay
+    if context is not None:
+        options["context_fn"] = context
+
+    def run(*args: Any) -> Any:
+        return checkpoint(forward, *args, **options) if torch.is_grad_enabled() else forward(*args)
+
+    return run
+
+
+def device_mesh(compute: ComputeConfig, world: int, device: torch.device) -> DeviceMesh:
+    """All ranks, as (replicate, shard) or as one line.
+
+    Raises:
+        ValueError: the ranks do not divide into the replicas.
+    """
+    if world % compute.replicate:
+        raise ValueError(f"compute.replicate: {compute.replicate} copies of the model on {world} ranks do not come out")
+    if compute.replicate == 1:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    shape = (compute.replicate, world // compute.replicate)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def parallelize(
+    network: VideoUNet, compute: ComputeConfig, mesh: DeviceMesh, *, exact: bool
+) -> list[OrderedReduceScatter]:
+    """Apply all three. Returns the reductions that begin_step() must be called on (none unless `exact` on several ranks).
+
+    One rank in float32 needs no FSDP; one rank in bfloat16 gets it for its mixed precision.
+    """
+    checkpoint_blocks(network, compute.checkpointing)
+    if compute.compile:
+        network.compile_blocks()
+    if mesh.size() == 1 and compute.precision == "fp32":
+        network.to(mesh.device_type)
+        return []
+    low = torch.bfloat16 if compute.precision == "bf16" else None
+    # Inputs are cast by the network itself, which keeps c_noise and the scalar conditions in float32.
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    shard = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=compute.reshard_after_forward)
+    for unit in network.fsdp_units():
+        shard(list(unit) if len(unit) > 1 else unit[0])
+    shard(network)
+    reductions = []
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            # Losses are divided by the global batch beforehand, so gradients are summed.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+            if exact and mesh.size() > 1:
+                reduction = OrderedReduceScatter()
+                module.set_custom_reduce_scatter(reduction)
+                reductions.append(reduction)
+    return reductions
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether `parallelize` put FSDP2 on it."""
+    return isinstance(network, FSDPModule)

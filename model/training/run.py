@@ -1,0 +1,155 @@
+"""A whole run: the chain of stages, each from the result of the last, from wherever an earlier attempt stopped."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from model.data.order import micro_batches
+from model.tasks.video_model import VideoModel
+from model.training.config import StageConfig, TrainConfig
+from model.training.config_file import ConfigError, render
+from model.training.cost import MemoryEstimate, Shape, available_memory, estimate_memory
+from model.training.export import LORA, MODEL, export_stage
+from model.training.launch import Ranks, process_group
+from model.training.stage import StageTrainer
+from model.training.stage_data import StageData, motion_map, stage_data
+from model.training.starting_point import starting_point
+from model.training.validation import Validation
+
+log = logging.getLogger("clipmill.train")
+
+
+def run(config: TrainConfig) -> Path:
+    """Train all stages; returns the folder of the last result. Running it again goes on where it stopped.
+
+    Raises:
+        ConfigError, DataError: nothing was started.
+        NonFiniteLoss, Interrupted, CheckpointProblem: see stage.py.
+    """
+    result = Path(config.output)
+    with process_group(threads=config.compute.threads) as ranks, _stop_on_signal() as asked:
+        _quiet(ranks)
+        previous: VideoModel | None = None
+        for number, stage in enumerate(config.stages, start=1):
+            folder = stage_folder(config, number)
+            result = folder / (LORA if stage.lora is not None else MODEL)
+            if not result.is_dir():
+                trainer = prepare(config, stage, folder, previous, ranks, stop_asked=asked.is_set)
+                trainer.run(Validation(trainer) if config.saving.validate_every else None)
+                export_stage(trainer, result)
+                dist.barrier(ranks.control)
+                log.info("%s is done: %s", stage.name, result)
+            else:
+                log.info("%s was done before: %s", stage.name, result)
+            if stage.lora is None and number < len(config.stages):
+                previous = VideoModel.load(result)
+    return result
+
+
+def prepare(
+    config: TrainConfig,
+    stage: StageConfig,
+    folder: Path,
+    previous: VideoModel | None,
+    ranks: Ranks,
+    *,
+    stop_asked: object = None,
+) -> StageTrainer:
+    """Everything a stage needs, checked before the first step.
+
+    Raises:
+        ConfigError: sizes, ranks or memory do not fit.
+        DataError: the shards do not.
+    """
+    try:
+        micro_batches(stage.global_batch, config.compute.micro_batch, ranks.rank, ranks.world)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage.name}: {error}") from error
+    model = starting_point(config, stage, previous, previous.description.motion if previous else None)
+    data = _data(config, stage, model)
+    motion = motion_map(data, model.description.motion)
+    if motion is not model.description.motion:
+        model = starting_point(config, stage, previous, motion)
+    log.info("%s: %s", stage.name, data.summary)
+    estimate = memory_of(config, stage, model, ranks.world)
+    free = available_memory(ranks.device, ranks.local_world)
+    log.info("%s: about %s per rank, %.1f GiB available", stage.name, estimate, free / 2**30)
+    if estimate.total > free:
+        raise ConfigError(too_large(stage, estimate, free, config))
+    if ranks.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder.parent / "config.yaml").write_text(render(config))
+    dist.barrier(ranks.control)
+    asked = stop_asked if callable(stop_asked) else lambda: False
+    return StageTrainer(config, stage, folder, model, data, ranks, stop_asked=asked)
+
+
+def _data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:
+    try:
+        return stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage.name}: {error}") from error
+
+
+def memory_of(config: TrainConfig, stage: StageConfig, model: VideoModel, ranks: int) -> MemoryEstimate:
+    """The memory one rank needs for a stage."""
+    factor = model.autoencoder.factor
+    tokens = {"text_to_video": 77, "interpolation": 2}.get(stage.task, 1)
+    shape = Shape(config.compute.micro_batch, stage.frames, stage.height // factor, stage.width // factor, tokens)
+    share = 0.01 if stage.lora is not None else 1.0
+    return estimate_memory(
+        model.unet.config, shape, config.compute, ranks=ranks, trained_share=share, ema=stage.ema_decay > 0
+    )
+
+
+def too_large(stage: StageConfig, estimate: MemoryEstimate, free: int, config: TrainConfig) -> str:
+    """What to change when a stage does not fit."""
+    advice = []
+    if config.compute.checkpointing != "full":
+        advice.append("compute.checkpointing: full")
+    if config.compute.micro_batch > 1:
+        advice.append("compute.micro_batch: 1")
+    if config.compute.precision == "fp32":
+        advice.append("compute.precision: bf16")
+    if config.compute.replicate > 1:
+        advice.append("compute.replicate: 1")
+    advice += ["more ranks", "a smaller size", "fewer frames", "a LoRA"]
+    return (
+        f"stage {stage.name} cannot fit: about {estimate} per rank, but {free / 2**30:.1f} GiB are available. "
+        f"Try {', '.join(advice)}"
+    )
+
+
+def stage_folder(config: TrainConfig, number: int) -> Path:
+    """`OUTPUT/02-video-256`, stages counted from 1."""
+    return Path(config.output) / f"{number:02d}-{config.stages[number - 1].name}"
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[threading.Event]:
+    """SIGTERM and SIGUSR1 (how schedulers announce the end) ask the loop to save and stop."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield asked
+    finally:
+        for which, handler in before.items():
+            signal.signal(which, handler)
+
+
+def _quiet(ranks: Ranks) -> None:
+    """Only the first rank talks."""
+    if not ranks.first:
+        log.setLevel(logging.ERROR)
+    torch.set_float32_matmul_precision("high" if ranks.device.type == "cuda" else "highest")

@@ -1,0 +1,112 @@
+"""The samples of one stage: selected, sorted into shapes, ordered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.conditioning.motion import MotionBuckets
+from model.data.buckets import sizes
+from model.data.dataset import ClipDataset, Source
+from model.data.order import BatchPlan, EpochOrder
+from model.data.randomness import Streams
+from model.data.selection import SampleTable, Wanted, by_bucket, select
+from model.data.shards import DataError
+from model.training.config import DataConfig, StageConfig
+
+log = logging.getLogger("clipmill.train")
+
+
+@dataclass
+class StageData:
+    """What a stage reads."""
+
+    dataset: ClipDataset
+    table: SampleTable
+    streams: Streams
+    fingerprint: str
+    summary: str
+
+
+def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple: int) -> StageData:
+    """Open the shards and lay out the stage's batches.
+
+    Args:
+        size_multiple: height and width in pixels must be multiples of this.
+
+    Raises:
+        DataError: a shard cannot be used, or no sample suits the stage.
+        ValueError: an impossible size.
+    """
+    streams = Streams(seed, stage.name)
+    table = SampleTable.open(data.shards)
+    choices = sizes(stage.height, stage.width, size_multiple, by_aspect=stage.aspect_buckets)
+    wanted = Wanted(
+        frames=stage.frames,
+        rates_fps=stage.fps,
+        camera=stage.camera,
+        caption=stage.task == "text_to_video",
+        elevation=stage.task == "orbit",
+    )
+    selection = select(table, wanted)
+    groups = [(table, bucket, members) for bucket, members in by_bucket(table, selection, stage.frames, choices)]
+    weights = [float(len(members)) for _, _, members in groups]
+    summary = str(selection)
+    if stage.frames == 1:
+        groups = [(t, _as_image(b), m) for t, b, m in groups]
+    elif stage.image_share:
+        pictures = SampleTable.open(data.images) if data.images else table
+        images = select(pictures, wanted, image=True)
+        extra = [(pictures, bucket, m) for bucket, m in by_bucket(pictures, images, 1, choices, image=True)]
+        share = stage.image_share / (1 - stage.image_share) * sum(weights)
+        count = sum(len(m) for _, _, m in extra)
+        weights += [share * len(m) / count for _, _, m in extra]
+        groups += extra
+        summary += f" and {images} as images"
+    orders = [
+        EpochOrder(m, t.shard[m], streams, window_shards=data.window_shards, stream=i)
+        for i, (t, _, m) in enumerate(groups)
+    ]
+    dataset = ClipDataset(
+        [Source(bucket, t) for t, bucket, _ in groups],
+        BatchPlan(orders, stage.global_batch, streams, weights),
+        streams,
+        rates_fps=stage.fps,
+        random_crop=stage.crop == "random",
+        caption_weights=stage.caption_weights,
+        replace_bad=data.bad_sample == "replace",
+    )
+    if len(groups) > 1:
+        summary += " in shapes " + ", ".join(f"{b} ({len(m)})" for _, b, m in groups)
+    return StageData(dataset, table, streams, _fingerprint(table), summary)
+
+
+def _as_image(bucket):  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    return replace(bucket, image=True)
+
+
+def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets | None:
+    """The map of the model that is started from, else one fitted to the scores of the shards; None without scores."""
+    if known is not None:
+        return known
+    scores = data.table.numbers("motion")
+    try:
+        return MotionBuckets.fit(scores[np.isfinite(scores)].tolist())
+    except ValueError:
+        return None
+
+
+def _fingerprint(table: SampleTable) -> str:
+    """The content the order is over: keys and sizes of all samples."""
+    digest = hashlib.sha256()
+    for column in ("key", "media_size"):
+        digest.update(repr(table.table[column].to_pylist()).encode())
+    return f"{len(table)} samples, {digest.hexdigest()[:16]}"
+
+
+__all__ = ["DataError", "StageData", "motion_map", "stage_data"]

@@ -1,0 +1,119 @@
+"""Videos sampled while training goes on, from the averaged weights, beside the clips they should resemble.
+
+Every rank samples its own clips with the same number of evaluations, so that a sharded network runs on all of them in
+step. Written as video, one file per clip: left the clip, right the sample.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model.data.dataset import ClipDataset, Source, TrainingSample
+from model.data.selection import SampleTable, Wanted, select
+from model.tasks.image_to_video import ImageToVideo
+from model.tasks.interpolation import Interpolation
+from model.tasks.orbit import Orbit
+from model.tasks.text_to_video import TextToVideo
+from model.training.stage import StageTrainer
+from model.video_io import write_video
+
+
+class Validation:
+    """`validation(step)` -> metrics, and videos in the stage's folder."""
+
+    def __init__(self, trainer: StageTrainer) -> None:
+        self.trainer = trainer
+        stage, data, saving = trainer.stage, trainer.config.data, trainer.config.saving
+        table = SampleTable.open(data.validation) if data.validation else trainer.data.table
+        wanted = Wanted(
+            stage.frames, stage.fps, stage.camera, stage.task == "text_to_video", elevation=stage.task == "orbit"
+        )
+        chosen = select(table, wanted).samples
+        ranks = trainer.ranks
+        each = max(1, math.ceil(saving.validation_clips / ranks.world))
+        bucket = trainer.data.dataset.sources[0].bucket
+        reader: ClipDataset = trainer.data.dataset
+        # Draws of ordinals below zero belong to no training sample; 2**62 is far above all of them.
+        self.samples = [
+            reader.read(Source(bucket, table), int(chosen[i % len(chosen)]), 2**62 + i)
+            for i in range(ranks.rank * each, (ranks.rank + 1) * each)
+        ]
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Sample every clip; returns mean PSNR of samples, and of the first frame repeated, against the clips."""
+        trainer = self.trainer
+        folder = trainer.folder / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        averaged = trainer.ema.swapped_in() if trainer.ema is not None else nullcontext()
+        scores = []
+        trainer.model.unet.eval()
+        with averaged, torch.no_grad():
+            for sample in self.samples:
+                made = self._sample(sample)
+                truth = self._truth(sample)
+                if truth is not None and trainer.stage.task != "text_to_video":
+                    scores.append([psnr(made, truth), psnr(truth[:1].expand_as(truth), truth)])
+                picture = made if truth is None else torch.cat([truth, made], dim=-1)
+                name = f"step-{step:08d}-{sample.key[:24]}-{sample.ordinal - 2**62}.mp4"
+                write_video(picture, folder / name, fps=max(1.0, sample.fps))
+        trainer.model.unet.train()
+        everyone: list[Any] = [None] * trainer.ranks.world
+        dist.all_gather_object(everyone, scores, group=trainer.ranks.control)
+        table = np.array([pair for part in everyone for pair in part])
+        if not len(table):
+            return {}
+        return {
+            "validation/psnr": float(table[:, 0].mean()),
+            "validation/psnr_of_first_frame": float(table[:, 1].mean()),
+        }
+
+    def _sample(self, sample: TrainingSample) -> Tensor:
+        """Frames (T, 3, H, W) on [-1, 1]."""
+        model, stage = self.trainer.model, self.trainer.stage
+        model.device = self.trainer.ranks.device
+        options = model.options(steps=self.trainer.config.saving.validation_steps, seed=7)
+        motion = model.description.motion
+        bucket = motion.bucket(sample.motion) if motion is not None and np.isfinite(sample.motion) else 127
+        common: dict[str, Any] = {"fps": sample.fps, "motion_bucket": bucket, "options": options}
+        if stage.task == "text_to_video":
+            size = {"width": stage.width, "height": stage.height}
+            return TextToVideo(model)([sample.caption], frames=max(2, stage.frames), **size, **common)[0]
+        first, last = self._ends(sample)
+        if stage.task == "interpolation":
+            return Interpolation(model)(first, last, frames=stage.frames, **common)[0]
+        if stage.task == "orbit":
+            return Orbit(model)(first, elevation=sample.elevation_deg, frames=stage.frames, **common)[0]
+        return ImageToVideo(model)(first, frames=stage.frames, **common)[0]
+
+    def _ends(self, sample: TrainingSample) -> tuple[Tensor, Tensor]:
+        if sample.frames is not None:
+            pair = sample.frames[[0, -1]]
+        else:
+            assert sample.ends is not None
+            pair = sample.ends
+        both = torch.from_numpy(pair).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return both[:1], both[1:]
+
+    def _truth(self, sample: TrainingSample) -> Tensor | None:
+        if sample.frames is None:
+            return None
+        return torch.from_numpy(sample.frames).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def psnr(made: Tensor, truth: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of frames on [-1, 1], over all of them."""
+    error = float(((made.clamp(-1, 1) - truth) / 2).square().mean())
+    return 99.0 if error == 0 else -10 * math.log10(error)
+
+
+def write_samples(frames: Tensor, path: Path, fps: float) -> None:
+    """Frames (T, 3, H, W) on [-1, 1] as a video file."""
+    write_video(frames, path, fps=fps)
