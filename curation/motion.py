@@ -35,9 +35,9 @@ FLOW_SHORT_SIDE_PX = 64
 PYRAMID_SCALE, LEVELS, WINDOW_PX, ITERATIONS, POLY_N, POLY_SIGMA = 0.5, 4, 21, 3, 5, 1.1
 
 MIN_SIDE_PX = 32  # below, Farneback's window is larger than the picture
-_PHASE_RESPONSE = 0.1  # a phase correlation peak lower than this is noise
-_PHASE_GAIN = 0.7  # the shift must take away this much of the difference between the frames
-_PHASE_SHIFT = 0.06  # share of the short side beyond which Farneback alone starts to lose a moving picture
+PHASE_RESPONSE = 0.1  # a phase correlation peak lower than this is noise
+PHASE_GAIN = 0.7  # the shift must take away this much of the difference between the frames
+PHASE_SHIFT = 0.06  # share of the short side beyond which Farneback alone starts to lose a moving picture
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def common_shift(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> tuple[f
     height, width = before.shape
     window = cv2.createHanningWindow((width, height), cv2.CV_32F)
     (x, y), response = cv2.phaseCorrelate(before.astype(np.float32), after.astype(np.float32), window)
-    if response < _PHASE_RESPONSE or np.hypot(x, y) < _PHASE_SHIFT * min(height, width):
+    if response < PHASE_RESPONSE or np.hypot(x, y) < PHASE_SHIFT * min(height, width):
         return None
     dx, dy = round(x), round(y)
     if abs(dx) >= width // 2 or abs(dy) >= height // 2:
@@ -188,7 +188,7 @@ def common_shift(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> tuple[f
     source = before[max(0, -dy) : height - max(0, dy), max(0, -dx) : width - max(0, dx)]
     target = after[max(0, dy) : height - max(0, -dy), max(0, dx) : width - max(0, -dx)]
     shifted, unshifted = cv2.absdiff(source, target).mean(), cv2.absdiff(before, after).mean()
-    return (x, y) if shifted < _PHASE_GAIN * unshifted else None
+    return (x, y) if shifted < PHASE_GAIN * unshifted else None
 
 
 class CoarseMotion:
