@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pipelines.decide_cli:export_command", "write a decision's WebDataset shards"),
     "report": ("pipelines.decide_cli:report_command", "write a decision's report.html"),
     "cuts": ("pipelines.cuts_cli:cuts", "print the cuts of films"),
+    "clip": ("pipelines.clip_cli:clip", "cut films into clips, and print the yield"),
     "models": ("pipelines.models_cli:models", "what each model role needs, where its weights are, getting them"),
 }
 

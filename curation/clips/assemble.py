@@ -26,6 +26,11 @@ from curation.clips.sound import Sound
 from curation.probe import VideoInfo
 
 
+# Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
+COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+SPLICED_CODECS = ("h264", "hevc", "vp9")
+
+
 class ClipError(Exception):
     """A clip cannot be made. `reason` is a stable slug."""
 
@@ -87,6 +92,10 @@ class Job:
             ClipError: frames are missing, the codec cannot be copied, or the result is not what was planned.
         """
         info, span, layout = self.info, self.span, self.layout
+        if mode == "keyframe" and info.codec not in COPIED_CODECS:
+            raise ClipError(
+                "cannot_copy_codec", f"{info.path}: {info.codec} is not copied into mp4; cut it with smart or exact"
+            )
         if mode == "keyframe" and layout.copied < span.frames:
             raise ClipError(
                 "not_at_keyframes",

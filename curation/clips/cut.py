@@ -13,7 +13,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
-from curation.clips.assemble import ClipError, Job
+from curation.clips.assemble import COPIED_CODECS, SPLICED_CODECS, ClipError, Job
 from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
 from curation.clips.keys import entry_frames
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
@@ -21,9 +21,6 @@ from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
 from curation.probe import VideoInfo, open_video
 
-# Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
-COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
-SPLICED_CODECS = ("h264", "hevc", "vp9")
 _SOUND_LAG_S = 5  # sound that lies this far behind its picture in the file is given up
 
 
@@ -198,16 +195,17 @@ class _Pass:
             if broken is not None and not job.complete:
                 raise ClipError("corrupt", broken)
             sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)
-            clip = job.finish(sound, self.mode)
-        except ClipError as error:
-            return ClipFailure(job.span, error.reason, str(error))
-        except (av.error.FFmpegError, ValueError) as error:
-            return ClipFailure(job.span, "cannot_write", f"{self.info.path}: {error}")
+            return job.finish(sound, self.mode)
+        except (ClipError, av.error.FFmpegError, ValueError) as error:
+            if job.layout.copied and job.complete and self.mode == "smart":
+                # This stream's packets do not go together with ours. Re-encoding the whole clip always works.
+                return next(_Pass(self.info, [job.span], "exact", self.threads).run())
+            reason = error.reason if isinstance(error, ClipError) else "cannot_write"
+            return ClipFailure(job.span, reason, str(error))
         finally:
             if self.sound is not None:
                 upcoming = self.open[0].start_s if self.open else job.end_s
                 self.sound.forget_before(min(upcoming, job.end_s))
-        return clip
 
 
 def _sound_reader(container: InputContainer) -> SoundReader | None:

@@ -1,0 +1,91 @@
+"""`clipmill clip`: cut films into clips, and say where the seconds went."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from curation.clips import MODES, Clip, Mode, Plan, cut_clips, plan
+from curation.cuts import DETECTORS, detector
+from curation.errors import CannotDecode
+from curation.probe import probe
+
+
+@click.command("clip")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("-o", "--output", type=click.Path(file_okay=False), required=True, help="Folder for the clips.")
+@click.option("--mode", type=click.Choice(MODES), default="smart", show_default=True)
+@click.option("--min-s", type=float, default=2.0, show_default=True, help="Shortest clip, seconds.")
+@click.option("--max-s", type=float, default=20.0, show_default=True, help="Longest clip, seconds.")
+@click.option("--detector", "name", type=click.Choice(DETECTORS), default="cascade", show_default=True)
+def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: float, name: str) -> None:
+    """Cut each FILE into clips of one shot each, as OUTPUT/<name>_<number>.mp4.
+
+    Prints the yield: seconds in, kept and lost. The other modes' columns are what they would keep.
+    Exit code 1 if any file or clip failed; the others are written all the same.
+    """
+    if not 0 <= min_s <= max_s or max_s <= 0:
+        raise click.UsageError(f"--min-s {min_s} and --max-s {max_s} leave no length a clip could have")
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    finder = detector(name)
+    failed = False
+    for file in files:
+        try:
+            info = probe(file)
+            cuts = finder.detect(info)
+            plans: dict[Mode, Plan] = {each: plan(info, cuts, mode=each, min_s=min_s, max_s=max_s) for each in MODES}
+        except CannotDecode as error:
+            failed = True
+            click.echo(f"error: {error} [{error.reason}]", err=True)
+            continue
+        made: list[Clip] = []
+        for number, result in enumerate(cut_clips(info, plans[mode].spans, mode=mode)):
+            if isinstance(result, Clip):
+                _write(folder / f"{Path(file).stem}_{number:04d}.mp4", result.data)
+                made.append(result)
+            else:
+                failed = True
+                click.echo(f"error: {result.message} [{result.reason}]", err=True)
+        seconds = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
+        copied = sum(each.copied_s for each in made)
+        click.echo(f"{file}: {info.duration_s:.2f} s, {len(cuts)} cuts, {len(made)} clips in {folder}")
+        click.echo(f"  {mode}: {copied:.2f} s copied, {seconds - copied:.2f} s re-encoded")
+        click.echo(_yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - seconds))
+    sys.exit(1 if failed else 0)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Complete under its name, or not there."""
+    part = path.with_suffix(".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _yield_table(plans: dict[Mode, Plan], chosen: Mode, lost_error_s: float) -> str:
+    """Seconds by mode; every column adds up to the seconds in."""
+    rows: dict[str, list[float]] = {
+        "seconds in": [each.seconds_in for each in plans.values()],
+        "kept": [
+            each.seconds_in
+            - each.lost_transition_s
+            - each.lost_short_s
+            - each.lost_keyframe_s
+            - (lost_error_s if mode == chosen else 0.0)
+            for mode, each in plans.items()
+        ],
+        "lost: inside transitions": [each.lost_transition_s for each in plans.values()],
+        "lost: too short": [each.lost_short_s for each in plans.values()],
+        "lost: to the next key frame": [each.lost_keyframe_s for each in plans.values()],
+        "lost: could not be written": [lost_error_s if mode == chosen else 0.0 for mode in plans],
+    }
+    head = " ".join(f"{mode + ('*' if mode == chosen else ''):>16}" for mode in plans)
+    lines = [f"  {'yield':<28}{head}"]
+    for label, values in rows.items():
+        shares = (
+            f"{value:>9.2f} {100 * value / each.seconds_in if each.seconds_in else 0.0:>5.1f}%"
+            for value, each in zip(values, plans.values(), strict=True)
+        )
+        lines.append(f"  {label:<28}" + " ".join(shares))
+    return "\n".join(lines)
