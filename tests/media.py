@@ -61,6 +61,7 @@ class Join:
 
     kind: JoinKind = "hard"
     frames: int = 0
+    hold: int = 0  # of a fade: plain frames in its middle, part of `frames`
 
 
 @dataclass(frozen=True)
@@ -114,21 +115,24 @@ def render(shot: Shot, size: tuple[int, int]) -> Iterator[np.ndarray]:
         int(shot.crop[2] * width),
         int(shot.crop[3] * height),
     )
+    graded: dict[int, np.ndarray] = {}  # frames of the piece, each coloured once
     for k in range(shot.frames):
-        source = piece[_to_and_fro(shot.start + (0 if shot.move in _OVER_A_STILL else round(k * shot.speed)), piece)]
-        image = source[top:bottom, left:right]
-        image = _moved(image, shot.move, k * shot.speed, walk[k], direction, size)
-        if shot.mirror:
-            image = image[:, ::-1]
-        if shot.hue:
-            hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
-            hsv[..., 0] = (hsv[..., 0].astype(int) + shot.hue) % 180
-            image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-        if shot.gain != 1.0:
-            image = np.clip(image.astype(np.float32) * shot.gain, 0, 255).astype(np.uint8)
+        number = _to_and_fro(shot.start + (0 if shot.move in _OVER_A_STILL else round(k * shot.speed)), piece)
+        if number not in graded:
+            graded[number] = _graded(piece[number][top:bottom, left:right], shot)
+        image = _moved(graded[number], shot.move, k * shot.speed, walk[k], direction, size)
         if k in shot.flashes:
             image = (image // 4 + 191).astype(np.uint8)
-        yield np.ascontiguousarray(image)
+        yield image
+
+
+def _graded(image: np.ndarray, shot: Shot) -> np.ndarray:
+    image = np.ascontiguousarray(image[:, ::-1] if shot.mirror else image)
+    if shot.hue:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(int) + shot.hue) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return cv2.convertScaleAbs(image, alpha=shot.gain) if shot.gain != 1.0 else image
 
 
 _OVER_A_STILL = ("static", "pan", "zoom_in", "zoom_out")
@@ -196,8 +200,9 @@ def joined(
             elif join.kind == "hard":
                 labels.append(JoinLabel("hard", at, at))
             else:
-                half = join.frames // 2
+                half = (join.frames - join.hold) // 2
                 labels.append(JoinLabel(join.kind, at - half, at - half + join.frames))
+                at += join.hold
     if closing.frames:
         labels.append(JoinLabel(closing.kind, at - closing.frames, at))
 
@@ -207,8 +212,9 @@ def joined(
             before = inner[index - 1] if index else opening
             after = inner[index] if index < len(inner) else closing
             overlap = after.frames if after.kind == "dissolve" and index < len(inner) else 0
-            fade_in = before.frames - before.frames // 2 if index else before.frames
-            fade_out = after.frames // 2 if index < len(inner) else after.frames
+            fading_in, fading_out = before.frames - before.hold, after.frames - after.hold
+            fade_in = fading_in - fading_in // 2 if index else before.frames
+            fade_out = fading_out // 2 if index < len(inner) else after.frames
             held: list[np.ndarray] = []
             for k, image in enumerate(render(shot, size)):
                 if before.kind == "dissolve" and k < len(tail):
@@ -217,16 +223,17 @@ def joined(
                     image = _faded(image, (k + 1) / (fade_in + 1), _FADE_TO[before.kind])
                 left = shot.frames - 1 - k
                 if after.kind in _FADE_TO and left < fade_out:
-                    image = _faded(
-                        image,
-                        (left + 1) / (fade_out + 1) if index == len(shots) - 1 else left / fade_out,
-                        _FADE_TO[after.kind],
-                    )
+                    at_end = index == len(shots) - 1
+                    share = (left + 1) / (fade_out + 1) if at_end else left / fade_out
+                    image = _faded(image, share, _FADE_TO[after.kind])
                 if left < overlap:
                     held.append(image)
                 else:
                     yield image
             tail = held
+            if after.kind in _FADE_TO and index < len(inner):
+                for _ in range(after.hold):
+                    yield np.full((size[1], size[0], 3), _FADE_TO[after.kind], np.uint8)
 
     return frames(), tuple(labels), at
 
