@@ -20,15 +20,11 @@ from curation.clips import bitstream
 from curation.clips.check import check_clip
 from curation.clips.clip import Clip, ClipSpan
 from curation.clips.encode import OUR_SPS_ID, Encoded, PieceEncoder, output_codec
+from curation.clips.keys import COPIED_CODECS
 from curation.clips.layout import Layout
 from curation.clips.mux import Sample, VideoTrack, write_mp4
 from curation.clips.sound import Sound
 from curation.probe import VideoInfo
-
-
-# Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
-COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
-SPLICED_CODECS = ("h264", "hevc", "vp9")
 
 
 class ClipError(Exception):

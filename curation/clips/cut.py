@@ -13,9 +13,9 @@ import numpy as np
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 
-from curation.clips.assemble import COPIED_CODECS, SPLICED_CODECS, ClipError, Job
+from curation.clips.assemble import ClipError, Job
 from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
-from curation.clips.keys import entry_frames
+from curation.clips.keys import SPLICED_CODECS, entry_frames
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
 from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
@@ -48,7 +48,7 @@ def cut_clips(
 
 
 def _layouts(info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode) -> list[Layout]:
-    if mode == "exact" or info.codec not in COPIED_CODECS:
+    if mode == "exact":
         return [exact_layout(span) for span in spans]
     entries = entry_frames(info)
     if mode == "keyframe":

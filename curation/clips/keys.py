@@ -14,14 +14,22 @@ import numpy as np
 from curation.clips import bitstream
 from curation.probe import VideoInfo, open_video
 
+# Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
+COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+SPLICED_CODECS = ("h264", "hevc", "vp9")
+
 
 @functools.lru_cache(maxsize=4)
 def entry_frames(info: VideoInfo) -> np.ndarray:
-    """Frame numbers, ascending, that copied packets may begin at. Reads the packets of an H.264 film once.
+    """Frame numbers, ascending, that copied packets may begin at; none in a codec that is not copied.
+
+    Reads the packets of an H.264 film once.
 
     Raises:
         CannotDecode: the file cannot be opened any more.
     """
+    if info.codec not in COPIED_CODECS:
+        return np.empty(0, dtype=np.int64)
     return _idr_frames(info) if info.codec == "h264" else np.flatnonzero(info.keyframe)
 
 
