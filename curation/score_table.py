@@ -204,9 +204,8 @@ class ScoreTable:
         return f"coalesce(list_position({listed}, {quote(column)}), 0)::UTINYINT"
 
     def _row(self, sql: str) -> tuple[Any, ...]:
-        row = self.con.execute(sql).fetchone()
-        assert row is not None
-        return row
+        rows: list[tuple[Any, ...]] = self.con.execute(sql).fetchall()
+        return rows[0]
 
     @property
     def seconds(self) -> float:

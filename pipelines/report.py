@@ -102,8 +102,7 @@ def _dropped(dataset: Dataset, scores: ScoreTable, bounds: Sequence[Bound]) -> l
     groups = []
     for reason in reasons(scores, bounds):
         if reason.drops:
-            row = scores.con.execute(f"SELECT count(*) FROM scores WHERE {reason.sql}").fetchone()
-            clips = row[0] if row else 0
+            clips = scores.con.execute(f"SELECT count(*) FROM scores WHERE {reason.sql}").fetchall()[0][0]
             if clips:
                 shown = _thumbnails(dataset, scores, reason.sql, _SHOWN_PER_REASON)
                 groups.append({"reason": reason.text, "filter": reason.filter, "clips": clips, "shown": shown})
