@@ -86,13 +86,17 @@ def _timed(video: VideoTrack, stream: VideoStream) -> Iterator[tuple[float, av.P
     base = video.time_base
     pts = np.array([sample.pts for sample in video.samples], dtype=np.int64) * base.numerator
     dts = decoding_times(pts)
-    steps = np.diff(np.append(np.sort(pts), video.end_pts * base.numerator))
+    edges = np.append(np.sort(pts), video.end_pts * base.numerator)
+    shown_for = edges[np.searchsorted(edges, pts) + 1] - pts
+    shown_for[-1] = edges[-1] - edges[-2]  # of the packet written last, the muxer takes the step in decoding time
     unit = Fraction(1, base.denominator)
-    for sample, at, decoded, step in zip(video.samples, pts.tolist(), dts.tolist(), steps.tolist(), strict=True):
+    for sample, at, decoded, duration in zip(
+        video.samples, pts.tolist(), dts.tolist(), shown_for.tolist(), strict=True
+    ):
         packet = sample.packet
         packet.stream = stream
         packet.time_base = unit
-        packet.pts, packet.dts, packet.duration = at, decoded, step
+        packet.pts, packet.dts, packet.duration = at, decoded, duration
         packet.is_keyframe = sample.key
         yield decoded / base.denominator, packet
 
