@@ -51,14 +51,27 @@ class OpenClipImageEncoder(nn.Module):
     kind = "open_clip"
 
     def __init__(
-        self, visual: nn.Module, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
+        self,
+        visual: nn.Module,
+        mean: tuple[float, ...] = CLIP_MEAN,
+        std: tuple[float, ...] = CLIP_STD,
+        config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = visual
+        self.config = config  # open_clip's model configuration, needed only to write it out
         self.mean, self.std = tuple(mean), tuple(std)
         self.dim = int(self.model.output_dim)
         size = self.model.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
+
+    @classmethod
+    def pretrained(cls, name: str = "ViT-H-14", weights: str = "laion2b_s32b_b79k") -> "OpenClipImageEncoder":
+        """The published encoder: `weights` is a tag of open_clip's (fetched from the hub) or a local file."""
+        from model.conditioning.open_clip_weights import open_clip_model
+
+        clip, config = open_clip_model(name, weights)
+        return cls(clip.visual, config=config)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

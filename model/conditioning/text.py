@@ -51,6 +51,13 @@ class OpenClipTextEncoder(nn.Module):
         self.context_length = int(source.context_length)
         self.dim = int(self.positional_embedding.shape[1])
 
+    @classmethod
+    def pretrained(cls, name: str = "ViT-H-14", weights: str = "laion2b_s32b_b79k") -> "OpenClipTextEncoder":
+        """The published encoder: `weights` is a tag of open_clip's (fetched from the hub) or a local file."""
+        from model.conditioning.open_clip_weights import open_clip_model
+
+        return cls(*open_clip_model(name, weights))
+
     @torch.no_grad()
     def forward(self, prompts: Sequence[str]) -> Tensor:
         """N prompts -> (N, 77, D)."""

@@ -6,10 +6,13 @@ Frame rate is given to the network as fps - 1 (generative-models' `fps_id`; diff
 keeps the third place with augmentation 0, so that image-to-video can start from its weights.
 """
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
-Scalars = float | Tensor
+Scalars: TypeAlias = float | Tensor
+"""One number for the whole batch, or one per video (B,)."""
 
 
 def vector_ids(

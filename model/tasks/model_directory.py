@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from model.checkpoints import load_unet, save_unet
 from model.conditioning.haar import HaarAutoencoder
 from model.conditioning.image import ImageEncoder, OpenClipImageEncoder, TransformersImageEncoder
 from model.conditioning.latents import Autoencoder, KLAutoencoder
+from model.conditioning.open_clip_weights import CONFIG_FILE, load_tower, save_tower
 from model.conditioning.resize import CLIP_MEAN, CLIP_STD
 from model.conditioning.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
 from model.diffusion.preconditioning import LearnedInputScale
@@ -37,7 +37,6 @@ from model.tasks.interpolation_mask import MaskEmbedding
 from model.tasks.video_model import VideoModel
 from model.unet_config import UNetConfig
 
-OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHTS = "model.safetensors"
 
 
@@ -142,7 +141,7 @@ def _published(directory: Path, config: UNetConfig) -> ModelDescription:
             f"{directory}: no {FILE}, and unet/config.json has {config.in_channels} input channels: "
             f"only published image-to-video checkpoints ({2 * config.out_channels}) can do without"
         )
-    sigmas = {}
+    sigmas: dict[str, Any] = {}
     scheduler = directory / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
         read = json.loads(scheduler.read_text())
@@ -205,8 +204,9 @@ def _load_image_encoder(directory: Path, dtype: torch.dtype) -> ImageEncoder | N
     processor = directory / "feature_extractor" / "preprocessor_config.json"
     read = _read_json(processor) if processor.is_file() else {}
     mean, std = tuple(read.get("image_mean", CLIP_MEAN)), tuple(read.get("image_std", CLIP_STD))
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return OpenClipImageEncoder(_open_clip(folder, dtype, "visual"), mean, std, _open_clip_config(folder))
+    if (folder / CONFIG_FILE).is_file():
+        visual, config = load_tower(folder, "image", dtype)
+        return OpenClipImageEncoder(visual, mean, std, config)
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
@@ -222,8 +222,8 @@ def _load_image_encoder(directory: Path, dtype: torch.dtype) -> ImageEncoder | N
 def _load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder | None:
     if not folder.is_dir():
         return None
-    if (folder / OPEN_CLIP_CONFIG).is_file():
-        return OpenClipTextEncoder(_open_clip(folder, dtype, "text"), _open_clip_config(folder))
+    if (folder / CONFIG_FILE).is_file():
+        return OpenClipTextEncoder(*load_tower(folder, "text", dtype))
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
@@ -234,41 +234,6 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder | None:
     except OSError as error:
         raise ModelDirectoryError(f"{folder}: {error}") from error
     return TransformersTextEncoder(encoder)
-
-
-def _open_clip(folder: Path, dtype: torch.dtype, tower: str) -> nn.Module:
-    """One tower of an open_clip model: the whole is built without memory, and only the tower's weights are read."""
-    from curation.compat import ensure_torchvision
-
-    ensure_torchvision()
-    from open_clip import CLIP
-
-    config = _open_clip_config(folder)
-    weights = load_file(folder / WEIGHTS)
-    with torch.device("meta"):
-        clip = CLIP(**config)
-    if tower == "visual":
-        clip = clip.visual
-    missing, unexpected = clip.load_state_dict({k: v.to(dtype) for k, v in weights.items()}, strict=False, assign=True)
-    missing = [key for key in missing if tower == "visual" or not key.startswith(("visual.", "logit_"))]
-    if tower == "text":
-        clip.register_buffer("attn_mask", _causal_mask(clip.context_length), persistent=False)
-        missing = [key for key in missing if key != "text_projection"]
-    if missing or unexpected:
-        raise ModelDirectoryError(
-            f"{folder / WEIGHTS}: {len(missing)} keys missing {missing[:10]}, "
-            f"{len(unexpected)} surplus {unexpected[:10]}"
-        )
-    return clip
-
-
-def _open_clip_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = _read_json(folder / OPEN_CLIP_CONFIG)["model_cfg"]
-    return config
-
-
-def _causal_mask(length: int) -> torch.Tensor:
-    return torch.full((length, length), float("-inf")).triu(1)
 
 
 def _load_input_scale(folder: Path, kind: str | None) -> LearnedInputScale | None:
@@ -293,11 +258,8 @@ def _write_encoder(encoder: ImageEncoder | TextEncoder, folder: Path) -> list[st
         encoder.model.save_pretrained(folder)
         return ["transformers", type(encoder.model).__name__]
     if isinstance(encoder, OpenClipImageEncoder | OpenClipTextEncoder):
-        if encoder.config is None:
-            raise ModelDirectoryError("an open_clip encoder without its model configuration cannot be written")
-        _write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": encoder.config})
         tower = encoder.model if isinstance(encoder, OpenClipImageEncoder) else encoder
-        save_file({k: v.contiguous() for k, v in tower.state_dict().items()}, folder / WEIGHTS)
+        save_tower(tower, encoder.config, folder)
         return ["open_clip", type(encoder).__name__]
     raise ModelDirectoryError(f"do not know how to write an encoder of kind {encoder.kind!r}")
 
