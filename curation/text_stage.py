@@ -63,9 +63,14 @@ class TextStage:
             clip.row["text_area_error"] = error.reason
 
 
-def text_area(implementation: str) -> TextArea:
-    """The detector called `implementation`: craft or ppocr. Raises curation.weights.WeightsUnavailable."""
+def text_area(implementation: str, *, device: str = "cpu", threads: int = 1) -> TextArea:
+    """The detector called `implementation`: craft or ppocr (on the CPU only).
+
+    Raises:
+        curation.weights.WeightsUnavailable: its weights are not there.
+    """
     from curation.text_area import CraftTextArea, PPOCRTextArea
 
-    implementations = {"craft": CraftTextArea, "ppocr": PPOCRTextArea}
-    return implementations[implementation]()
+    if implementation == "craft":
+        return CraftTextArea(device=device, threads=threads)
+    return PPOCRTextArea(threads=threads)

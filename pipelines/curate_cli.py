@@ -73,6 +73,7 @@ def run(spec: Spec, address: str | None, again: str) -> None:
     """
     from pipelines.cluster import ClusterError
     from pipelines.curate import JobFailed, curate
+    from pipelines.decide import read_decision
     from pipelines.preflight import Refused
     from pipelines.progress import Display, summary
 
@@ -89,7 +90,9 @@ def run(spec: Spec, address: str | None, again: str) -> None:
         click.echo(f"\nclipmill: interrupted; what is finished is kept. Continue with: {again}", err=True)
         sys.exit(130)
     console = Console(highlight=False)
-    for table in summary(dataset.sources()):
+    decided = read_decision(dataset, spec.decision.name)
+    kept = (spec.decision.name, decided["clips"]["kept"], decided["seconds"]["kept"])
+    for table in summary(dataset.sources(), kept):
         console.print(table)
         console.print()
     report = dataset.storage.url("report.html")

@@ -58,9 +58,10 @@ def run(
     )
     text = spec.scores.text
     if pools.text_actors:
+        device, threads = "cuda" if text.gpus else "cpu", max(1, int(text.cpus))
         graph = graph.map_batches(
             TextActor,
-            fn_constructor_args=(text.implementation, text.batch),
+            fn_constructor_args=(text.implementation, text.batch, device, threads),
             compute=pool(pools.text_actors),
             num_cpus=pools.text_cpus,
             num_gpus=pools.text_gpus,

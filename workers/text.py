@@ -9,8 +9,8 @@ from workers.wire import message, messages, pack, unpack
 class TextActor:
     """Segment messages in, the same with `text_area` and without the frames out; other messages pass."""
 
-    def __init__(self, implementation: str, batch: int) -> None:
-        self._stage = TextStage(text_area(implementation), batch=batch)
+    def __init__(self, implementation: str, batch: int, device: str = "cpu", threads: int = 1) -> None:
+        self._stage = TextStage(text_area(implementation, device=device, threads=threads), batch=batch)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """The messages of a block."""
