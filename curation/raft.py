@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from curation.batched_motion import BatchedMotion
 from curation.compat import ensure_torchvision
-from curation.weights import WeightsUnavailable
+from curation.weights import WeightsUnavailable, read_state
 
 PIXELS = 800 * 450
 _STRIDE = 8  # RAFT matches at an eighth of its input
@@ -49,7 +49,7 @@ class RaftMotion(BatchedMotion):
         super().__init__(device=device, batch=batch)
         make = optical_flow.raft_large if size == "large" else optical_flow.raft_small
         network = make(weights=None)
-        state = torch.load(weights[0], map_location="cpu", weights_only=True)
+        state = read_state(weights[0])
         try:
             network.load_state_dict(state)
         except RuntimeError as error:

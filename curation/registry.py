@@ -48,6 +48,7 @@ class Implementation:
         weights: what it needs; empty if nothing.
         options: keyword arguments that make this implementation of the class.
         local_files: what a folder named by the user instead of `weights` must hold.
+        works_on: for a head on embeddings, the implementations of `similarity` whose embeddings it was trained on.
     """
 
     role: str
@@ -57,6 +58,7 @@ class Implementation:
     doc: str
     options: Mapping[str, Any] = field(default_factory=dict)
     local_files: tuple[str, ...] = ()
+    works_on: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Report:
     problem: str | None
 
 
-_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_CLIP_FILES = ("open_clip_config.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_CLIP_LOCAL = ("open_clip_config.json",)
 _MODEL_FILES = ("config.json",)
 _TRANSFORMERS_FILES = ("config.json", "*.json", "*.txt", "*.model", "*.bin", "*.safetensors")
 
@@ -190,6 +193,7 @@ _ALL = (
             ),
         ),
         "LAION's linear aesthetic head on CLIP ViT-L/14 embeddings",
+        works_on=("clip_vit_l14_openai",),
     ),
     Implementation(
         "aesthetic",
@@ -206,6 +210,7 @@ _ALL = (
             ),
         ),
         "LAION's improved aesthetic head (MLP) on CLIP ViT-L/14 embeddings",
+        works_on=("clip_vit_l14_openai",),
     ),
     Implementation(
         "nsfw", "open_nsfw", "curation.nsfw:OpenNsfw", (packaged.OPEN_NSFW,), "Yahoo's Open-NSFW (ResNet-50, 2016)"
@@ -335,9 +340,14 @@ def _choice(role: str, wanted: Mapping[str, str]) -> Choice:
 def check(choices: Mapping[str, Choice]) -> list[Report]:
     """Look for every file of every choice, and compare checksums. Nothing is loaded or downloaded."""
     reports = []
+    similarity = choices["similarity"].implementation.name if "similarity" in choices else "off"
     for role, choice in choices.items():
         found: list[Path | None] = []
         problems = []
+        works_on = choice.implementation.works_on
+        if works_on and similarity not in works_on:
+            name, wanted = choice.implementation.name, " or ".join(works_on)
+            problems.append(f"{role}: {name} reads the embeddings of {wanted}; models.similarity is {similarity}")
         for each in choice.weights:
             try:
                 found.append(each.path())

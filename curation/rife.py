@@ -15,7 +15,7 @@ from torch import nn
 
 from curation.batched_motion import BatchedMotion
 from curation.motion import scaled_size
-from curation.weights import RIFE, WeightsUnavailable
+from curation.weights import RIFE, WeightsUnavailable, read_state
 
 # Chosen by tests/benchmarks/learned_flow.py.
 SHORT_SIDE_PX = 128
@@ -103,7 +103,7 @@ class RifeMotion(BatchedMotion):
         super().__init__(device=device, batch=batch)
         self.frame_short_side_px = short_side_px
         path = weights[0] if weights else RIFE.path()
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path)
         network = RifeFlow()
         wanted = network.state_dict().keys()
         try:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from curation.compat import ensure_torchvision
 from curation.errors import CannotScore
-from curation.weights import CRAFT, PP_OCR_DETECTOR
+from curation.weights import CRAFT, PP_OCR_DETECTOR, read_state
 
 Polygon = NDArray[np.float32]
 """(K, 2) corners x, y in pixels of the frame."""
@@ -97,7 +97,7 @@ class CraftTextArea:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state(path)
         network = craft.CRAFT(pretrained=False)
         network.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
         self._dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16

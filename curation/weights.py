@@ -9,8 +9,10 @@ import functools
 import hashlib
 import importlib.metadata
 import os
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class WeightsUnavailable(Exception):
@@ -92,6 +94,23 @@ def file_sha256(path: Path) -> str:
     """SHA-256 of a file in lower-case hexadecimal; computed once per process while the file stays the same."""
     status = os.stat(path)
     return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state dict in a torch file, on the CPU. Only tensors are read: a file cannot run code.
+
+    Raises:
+        WeightsUnavailable: the file is not one, or holds anything else.
+    """
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsUnavailable(f"{path} is not a file of weights: {str(error).splitlines()[0]}") from error
+    if not isinstance(state, dict):
+        raise WeightsUnavailable(f"{path} holds a {type(state).__name__}, not a dictionary of weights")
+    return state
 
 
 @functools.lru_cache(maxsize=64)

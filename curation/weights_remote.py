@@ -115,11 +115,15 @@ class HubWeights:
 
     def pull(self, progress: Progress | None = None) -> Path:
         """Download the snapshot; the hub's own progress bars are shown. Raises WeightsUnavailable."""
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
         try:
-            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=list(self.files)))
+            # Many repositories hold the same weights twice.
+            published = HfApi().list_repo_files(self.repo, revision=self.revision)
+            safe = any(name.endswith(".safetensors") for name in published)
+            wanted = [name for name in self.files if not (safe and name.endswith(".bin"))]
+            return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=wanted))
         except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise WeightsUnavailable(

@@ -53,7 +53,7 @@ def list_models() -> None:
 @_implementation
 def check_models(profile: str, role: str | None, implementation: str | None) -> None:
     """Say whether every file of a profile is there and is the right one. Exit code 2 if not."""
-    reports = check(_choices(profile, role, implementation))
+    reports = [report for report in check(_choices(profile, role, implementation)) if role in (None, report.role)]
     for report in reports:
         if report.problem is None:
             places = ", ".join(str(path) for path in report.found)
@@ -75,7 +75,7 @@ def pull_models(profile: str, role: str | None, implementation: str | None) -> N
     """Download or install what a profile lacks."""
     failed = False
     for choice in _choices(profile, role, implementation).values():
-        for each in choice.weights:
+        for each in choice.weights if role in (None, choice.role) else ():
             try:
                 path = each.path()
                 click.echo(f"{choice.role}: {choice.implementation.name} is here: {path}")
@@ -94,10 +94,9 @@ def _choices(profile: str, role: str | None, implementation: str | None) -> dict
         raise click.UsageError("--implementation needs --role")
     try:
         overrides = {role: {"implementation": implementation}} if role and implementation else None
-        choices = choose(profile, overrides)
+        return choose(profile, overrides)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return {name: choice for name, choice in choices.items() if role in (None, name)}
 
 
 def _pull(choice: Choice, each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> None:

@@ -62,6 +62,14 @@ def test_profiles_mix_role_by_role(tmp_path: Path) -> None:
     assert check({"flow": choices["flow"]})[0].found == (file,)
 
 
+def test_a_head_on_embeddings_it_was_not_trained_on_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "head.pth").write_bytes(b"x")
+    head = {"implementation": "laion_linear_vit_l14", "weights": str(tmp_path / "head.pth")}
+    problems = [report.problem for report in check(choose("offline", {"aesthetic": head})) if report.problem]
+    assert len(problems) == 1
+    assert "reads the embeddings of clip_vit_l14_openai; models.similarity is conse" in problems[0]
+
+
 def test_revision_of_a_hub_model_is_taken() -> None:
     choice = choose("paper", {"caption_merge": {"revision": "abc123"}})["caption_merge"]
     assert isinstance(choice.weights[0], HubWeights)

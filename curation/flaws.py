@@ -1,0 +1,104 @@
+"""Flaws that need no model: black and frozen pictures, and the bars around a letterboxed one with the crop rectangle.
+
+Frames are those that were decoded for motion (2 fps, any size). Stage contract:
+
+    find_flaws(frames (N, H, W[, 3]) uint8) -> Flaws; raises CannotScore
+
+Units: shares of time (`black`, `frozen`) and of the frame (`Crop`), so that nothing depends on the size of the frames.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.errors import CannotScore
+
+# ffmpeg's blackdetect calls a pixel black at 10 % of the luma range, and a picture at 98 % black pixels.
+BLACK_LEVEL = 26
+BLACK_SHARE = 0.98
+
+FROZEN_BELOW = 0.15
+"""Mean absolute difference, in grey levels of 255, between frames 0.5 s apart below which the picture is frozen. A
+repeated frame that was coded again differs by less; sensor noise on a tripod shot by several times more."""
+
+BAR_LEVEL = 30  # a bar's brightest pixel; limited-range black with coding noise stays below
+_MIN_BAR = 0.02  # share of the side; a dark line at the border is not a bar
+_MIN_SIDE_PX = 16
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The picture inside its bars, as shares of the frame: 0, 0, 1, 1 is the whole frame."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def area(self) -> float:
+        """Share of the frame that is picture."""
+        return (self.right - self.left) * (self.bottom - self.top)
+
+    def pixels(self, width: int, height: int, *, even: bool = True) -> tuple[int, int, int, int]:
+        """x, y, width, height in px of a frame of this size, inside the bars; even numbers suit 4:2:0 video."""
+        step = 2 if even else 1
+        x, y = (-(-round(share * size) // step) * step for share, size in ((self.left, width), (self.top, height)))
+        right, bottom = round(self.right * width), round(self.bottom * height)
+        return x, y, (right - x) // step * step, (bottom - y) // step * step
+
+
+@dataclass(frozen=True)
+class Flaws:
+    """Flaws of a clip.
+
+    Attributes:
+        black: share of the frames that are black.
+        frozen: share of the pairs of frames without any change; 1 for a still picture.
+        crop: the picture inside bars of black; the whole frame where there are none, or where all of it is black.
+    """
+
+    black: float
+    frozen: float
+    crop: Crop
+
+
+def find_flaws(frames: NDArray[np.uint8]) -> Flaws:
+    """Measure (N, H, W) grey or (N, H, W, 3) RGB frames of one clip.
+
+    Raises:
+        CannotScore: `no_frames`, `too_small`.
+    """
+    if len(frames) == 0:
+        raise CannotScore("no_frames", "no frame was decoded")
+    if min(frames.shape[1:3]) < _MIN_SIDE_PX:
+        raise CannotScore("too_small", f"{frames.shape[2]}x{frames.shape[1]} px: below {_MIN_SIDE_PX} px a side")
+    grey = frames if frames.ndim == 3 else np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    black = (grey < BLACK_LEVEL).mean(axis=(1, 2)) >= BLACK_SHARE
+    change = [float(cv2.absdiff(a, b).mean()) for a, b in zip(grey[:-1], grey[1:], strict=True)]
+    frozen = float(np.mean(np.array(change) < FROZEN_BELOW)) if change else 0.0
+    return Flaws(black=float(black.mean()), frozen=frozen, crop=_crop(grey[~black]))
+
+
+def _crop(grey: NDArray[np.uint8]) -> Crop:
+    """What is ever brighter than a bar. The brightest frame of the clip decides: a dark scene is not letterboxed."""
+    whole = Crop(0.0, 0.0, 1.0, 1.0)
+    if len(grey) == 0:
+        return whole
+    brightest = grey.max(axis=0)
+    top, bottom = _inside(np.percentile(brightest, 99, axis=1))
+    left, right = _inside(np.percentile(brightest, 99, axis=0))
+    if bottom - top <= 0.2 or right - left <= 0.2:  # nearly everything is dark: that is a night shot, not bars
+        return whole
+    return Crop(left, top, right, bottom)
+
+
+def _inside(line: NDArray[np.float64]) -> tuple[float, float]:
+    """First and last position of a profile that is picture, as shares; bars come in pairs or alone, from the border."""
+    lit = np.flatnonzero(line > BAR_LEVEL)
+    if len(lit) == 0:
+        return 0.0, 0.0
+    first, last = lit[0] / len(line), (lit[-1] + 1) / len(line)
+    return (float(first) if first >= _MIN_BAR else 0.0), (float(last) if 1 - last >= _MIN_BAR else 1.0)
