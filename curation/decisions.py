@@ -14,7 +14,9 @@ Reasons are `SCORE below`, `SCORE above`, `SCORE label`, `SCORE unscored` and `g
 that one reason only: the later scores were never asked for.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ import pyarrow as pa
 
 from curation import schema
 from curation.rules import Rule, Rules, RulesError, parse_rule
-from curation.score_table import ScoreTable, high_column, low_column, quote, text
+from curation.score_table import ScoreTable, high_column, low_column, quote, text, unsigned
 
 TABLE: pa.Schema = pa.schema(
     [
@@ -61,12 +63,13 @@ class Bound:
 
 @dataclass(frozen=True)
 class Reason:
-    """One way in which a clip can fail, and one bit of the mask that says which ones it did."""
+    """One way in which a clip can fail, and the bit of the mask that says whether it did."""
 
     text: str  # as stored in decisions/NAME.parquet
     filter: str  # the score or gate that it belongs to
     unscored: bool
     drops: bool
+    bit: int
     sql: str  # over `scores`; null counts as false
 
 
@@ -104,18 +107,26 @@ def _float32(value: float) -> str:
 
 
 def reasons(scores: ScoreTable, bounds: Sequence[Bound]) -> list[Reason]:
-    """Every way in which a clip can fail these bounds: gates first, then the rules in their order."""
-    found = [
-        Reason(f"gate:{name}", f"gate:{name}", False, True, f"gate = {number}")
-        for number, name in enumerate(scores.gates, start=1)
-    ]
+    """Every way in which a clip can fail these bounds: gates first, then the rules in their order.
+
+    Bit i of the mask is the i-th known score's bit of `scores.missing`, so that one operation tells all that could not
+    be scored; the other reasons follow.
+    """
+    found: list[Reason] = []
+    free = itertools.count(len(scores.known))
+
+    def add(text_: str, filter_: str, sql: str) -> None:
+        found.append(Reason(text_, filter_, unscored=False, drops=True, bit=next(free), sql=sql))
+
+    for number, gate in enumerate(scores.gates, start=1):
+        add(f"gate:{gate}", f"gate:{gate}", f"gate = {number}")
     for bound in bounds:
         name, score = bound.rule.score, scores.score(bound.rule.score)
         low, high = quote(low_column(score, bound.rule.frames)), quote(high_column(score, bound.rule.frames))
         if bound.low is not None:
-            found.append(Reason(f"{name} below", name, False, True, f"{low} < {_float32(bound.low)}"))
+            add(f"{name} below", name, f"{low} < {_float32(bound.low)}")
         if bound.high is not None:
-            found.append(Reason(f"{name} above", name, False, True, f"{high} > {_float32(bound.high)}"))
+            add(f"{name} above", name, f"{high} > {_float32(bound.high)}")
         refused = set[str]()
         if bound.rule.labels is not None:
             refused |= set(scores.labels[name]) - set(bound.rule.labels)
@@ -123,26 +134,30 @@ def reasons(scores: ScoreTable, bounds: Sequence[Bound]) -> list[Reason]:
             refused |= set(scores.labels[name]) & set(bound.rule.not_labels)
         if refused:
             codes = ", ".join(str(1 + scores.labels[name].index(label)) for label in sorted(refused))
-            found.append(Reason(f"{name} label", name, False, True, f"{low} IN ({codes})"))
+            add(f"{name} label", name, f"{low} IN ({codes})")
         if bound.unscored:
-            drops = bound.rule.on_error == "drop"
-            found.append(Reason(f"{name} unscored", name, True, drops, f"{low} IS NULL"))
-    if len(found) > 62:
-        raise RulesError(f"{len(found)} rules and gates at once; at most 62 can be told apart")
+            bit, drops = scores.known.index(score), bound.rule.on_error == "drop"
+            sql = f"missing & {1 << bit} != 0"
+            found.append(Reason(f"{name} unscored", name, unscored=True, drops=drops, bit=bit, sql=sql))
+    if any(reason.bit >= 64 for reason in found):
+        raise RulesError(f"{len(found)} rules and gates at once are more than can be told apart")
     return found
 
 
 def mask_sql(found: Sequence[Reason]) -> str:
-    """SQL over `scores`: a whole number whose bit i says that reason i holds."""
-    kind = next(name for bits, name in ((7, "UTINYINT"), (15, "USMALLINT"), (62, "UBIGINT")) if len(found) <= bits)
-    gates = [f"WHEN {reason.sql} THEN {1 << i}::{kind}" for i, reason in enumerate(found) if _is_gate(reason)]
-    bits = [
-        f"CASE WHEN {reason.sql} THEN {1 << i}::{kind} ELSE 0::{kind} END"
-        for i, reason in enumerate(found)
-        if not _is_gate(reason)
-    ]
+    """SQL over `scores`: a whole number whose bits are those of the reasons that hold."""
+    kind = unsigned(1 + max((reason.bit for reason in found), default=0))
+    gates, bits = [], []
+    unscored = sum(1 << reason.bit for reason in found if reason.unscored)
+    if unscored:
+        bits.append(f"(missing & {unscored})::{kind}")
+    for reason in found:
+        if _is_gate(reason):
+            gates.append(f"WHEN {reason.sql} THEN {1 << reason.bit}::{kind}")
+        elif not reason.unscored:
+            bits.append(f"CASE WHEN {reason.sql} THEN {1 << reason.bit}::{kind} ELSE 0::{kind} END")
     whole = " | ".join(bits) or f"0::{kind}"
-    return f"CASE {' '.join(gates)} ELSE {whole} END" if gates else whole
+    return f"CASE {' '.join(gates)} ELSE {whole} END" if gates else f"({whole})"
 
 
 def _is_gate(reason: Reason) -> bool:
@@ -161,17 +176,13 @@ class Outcome:
     clips: np.ndarray
     us: np.ndarray
 
-    def _bits(self, of: Sequence[Reason]) -> np.uint64:
-        wanted = {id(reason) for reason in of}
-        return np.uint64(sum(1 << i for i, reason in enumerate(self.reasons) if id(reason) in wanted))
-
     def total(self, where: np.ndarray) -> tuple[int, float]:
         """(clips, seconds) of the combinations selected by `where`, bool (n,)."""
         return int(self.clips[where].sum()), int(self.us[where].sum()) / 1e6
 
     def has(self, of: Sequence[Reason]) -> np.ndarray:
         """Which combinations contain at least one of these reasons: bool (n,)."""
-        return (self.masks & self._bits(of)) != 0
+        return (self.masks & np.uint64(sum({1 << reason.bit for reason in of}))) != 0
 
     @property
     def dropped(self) -> np.ndarray:
@@ -195,12 +206,37 @@ class Outcome:
         return [reason for reason in self.reasons if (reason.filter, reason.unscored) == step and reason.drops]
 
 
+@dataclass(frozen=True)
+class Marked:
+    """`scores` with a decision's mask beside every row: an SQL relation, and conditions over it."""
+
+    reasons: tuple[Reason, ...]
+    relation: str
+    kept: str  # true for a clip that nothing drops
+
+
+@contextmanager
+def marked(scores: ScoreTable, bounds: Sequence[Bound]) -> Iterator[Marked]:
+    """Compute the mask of every clip once, for as long as several questions are asked about the same bounds."""
+    found = reasons(scores, bounds)
+    scores.con.execute(f"CREATE OR REPLACE TEMP TABLE masks AS SELECT {mask_sql(found)} AS mask FROM scores")
+    dropping = sum({1 << reason.bit for reason in found if reason.drops})
+    try:
+        yield Marked(tuple(found), "scores POSITIONAL JOIN masks", f"mask & {dropping} = 0" if dropping else "true")
+    finally:
+        scores.con.execute("DROP TABLE masks")
+
+
 def outcome(scores: ScoreTable, bounds: Sequence[Bound]) -> Outcome:
     """Apply bounds to every clip at once: one scan of the score columns."""
     found = reasons(scores, bounds)
+    return outcome_of(scores, found, f"(SELECT {mask_sql(found)} AS mask, us FROM scores)")
+
+
+def outcome_of(scores: ScoreTable, found: Sequence[Reason], relation: str) -> Outcome:
+    """The outcome of reasons whose mask a relation already holds."""
     rows = scores.con.execute(
-        "SELECT mask, count(*) AS clips, sum(us)::BIGINT AS us "
-        f"FROM (SELECT {mask_sql(found)} AS mask, us FROM scores) GROUP BY mask ORDER BY mask"
+        f"SELECT mask, count(*) AS clips, sum(us)::BIGINT AS us FROM {relation} GROUP BY mask ORDER BY mask"
     ).fetchnumpy()
     return Outcome(
         tuple(found),
@@ -214,7 +250,7 @@ def decided(scores: ScoreTable, bounds: Sequence[Bound], *, batch_rows: int = 65
     """The rows of decisions/NAME.parquet (schema TABLE), in order of clip_id."""
     found = reasons(scores, bounds)
     masks = outcome(scores, bounds).masks
-    names = {int(mask): [r.text for i, r in enumerate(found) if r.drops and int(mask) >> i & 1] for mask in masks}
+    names = {int(mask): [r.text for r in found if r.drops and int(mask) >> r.bit & 1] for mask in masks}
     meaning = pa.table(
         {"mask": pa.array(list(names), pa.uint64()), "reasons": pa.array(list(names.values()), pa.list_(pa.string()))}
     )

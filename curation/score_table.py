@@ -4,8 +4,9 @@ Relations in the connection:
 
     clips   the Parquet rows with every column of `curation.schema.CLIPS` (a column that an older dataset lacks is null)
     scores  one row per clip, in the order of the files: `us` (duration, microseconds), `gate` (0 or the number of the
-            gate), `source` (hash of source_id), `place` (which row of which file), and per score its value columns:
-            NAME for a number, NAME|low NAME|high NAME|mean for one value per frame, NAME as a code for a label
+            gate), `source` (hash of source_id), `place` (which row of which file), `missing` (bit i: no value for the
+            i-th known score), and per score its value columns: NAME for a number, NAME|low NAME|high NAME|mean for one
+            value per frame, NAME as a code for a label
 
 A value is null in `scores` unless it is a finite number: an error, a NaN, an infinity, an empty list or a list with a
 hole is "could not be scored", never a value. Seconds are summed as whole microseconds, so that sums do not depend on
@@ -62,6 +63,14 @@ def quote(name: str) -> str:
 def text(value: str) -> str:
     """`value` as an SQL string."""
     return "'" + value.replace("'", "''") + "'"
+
+
+def unsigned(bits: int) -> str:
+    """The smallest SQL type with that many bits. Raises ValueError above 64."""
+    for size, name in ((8, "UTINYINT"), (16, "USMALLINT"), (32, "UINTEGER"), (64, "UBIGINT")):
+        if bits <= size:
+            return name
+    raise ValueError(f"{bits} bits; at most 64 fit a whole number")
 
 
 def connect(*, memory_limit: str = "1200MB", threads: int | None = None) -> duckdb.DuckDBPyConnection:
@@ -163,7 +172,8 @@ class ScoreTable:
             "place",
         ]
         counts = ["count(*)", "count(*) FILTER (WHERE gate IS NULL)"]
-        for score in self.known:
+        missing = []
+        for number, score in enumerate(self.known):
             column, failed = quote(score.column), quote(f"{score.column}_error")
             if score.kind == "label":
                 rows = self.con.execute(f"SELECT DISTINCT {column} FROM clips WHERE {column} IS NOT NULL ORDER BY 1")
@@ -180,11 +190,13 @@ class ScoreTable:
                 valid = f"len({column}) > 0 AND list_count({column}) = len({column}) AND isfinite({low})"
                 valid += f" AND isfinite({high})"
             ok = f"{failed} IS NULL AND {valid}"
+            missing.append(f"CASE WHEN {ok} THEN 0 ELSE {1 << number} END")
             columns += [f"CASE WHEN {ok} THEN {value} END AS {quote(name)}" for name, value in values.items()]
             counts += [
                 f"count(*) FILTER (WHERE coalesce({ok}, false))",
                 f"count(*) FILTER (WHERE {failed} IS NOT NULL OR ({column} IS NOT NULL AND NOT coalesce({ok}, false)))",
             ]
+        columns.append(f"({' | '.join(missing)})::{unsigned(len(self.known))} AS missing")
         self.con.execute(f"CREATE TABLE scores AS SELECT {', '.join(columns)} FROM clips")
         row = self._row(f"SELECT {', '.join(counts)} FROM clips")
         self.clips: int = row[0]

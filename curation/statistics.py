@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation import schema
-from curation.decisions import Bound, Outcome, mask_sql, outcome, reasons
+from curation.decisions import Bound, Marked, Outcome, marked, outcome_of
 from curation.score_table import SchemaError, ScoreTable, check_version, high_column, low_column, quote, text
 
 BINS = 48
@@ -60,20 +60,21 @@ def open_sources(con: duckdb.DuckDBPyConnection, sources: Sequence[str] | pa.Tab
 
 def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
     """Every statistic of one decision. `open_sources` must have been called on the table's connection."""
-    result = outcome(scores, bounds)
-    funnel_ = funnel(scores.con, result)
-    return {
-        "schema": schema.VERSION,
-        "sources": sources_summary(scores.con),
-        "funnel": funnel_,
-        "yield": yields(funnel_),
-        "filters": filters(result, bounds),
-        "joint": joint(result),
-        "scores": {score.name: score_summary(scores, score, bounds) for score in scores.known},
-        "correlations": correlations(scores, bounds),
-        "clips_per_source": clips_per_source(scores, bounds),
-        "cost": cost(scores.con),
-    }
+    with marked(scores, bounds) as marks:
+        result = outcome_of(scores, marks.reasons, marks.relation)
+        funnel_ = funnel(intake(scores.con), result)
+        return {
+            "schema": schema.VERSION,
+            "sources": sources_summary(scores.con),
+            "funnel": funnel_,
+            "yield": yields(funnel_),
+            "filters": filters(result, bounds),
+            "joint": joint(result),
+            "scores": {score.name: score_summary(scores, score, bounds, marks) for score in scores.known},
+            "correlations": correlations(scores, bounds),
+            "clips_per_source": clips_per_source(scores, marks),
+            "cost": cost(scores.con),
+        }
 
 
 def _rows(con: duckdb.DuckDBPyConnection, sql: str) -> list[tuple[Any, ...]]:
@@ -99,11 +100,8 @@ def sources_summary(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     return {"total": sum(status.values()), "status": status, "errors": errors}
 
 
-def funnel(con: duckdb.DuckDBPyConnection, result: Outcome) -> dict[str, Any]:
-    """Seconds in, then each loss in order, down to what is kept.
-
-    `steps` are levels (`sources`, `candidates`, `kept`) with what is left, and losses between them with what they took.
-    """
+def intake(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+    """The funnel's steps before any score: the seconds that came in, and what cutting lost of them."""
     sums = ", ".join(f"coalesce(sum({name}), 0)" for name in ("duration_s", *LOSSES))
     count, seconds_in, *lost = _rows(con, f"SELECT count(*), {sums} FROM sources WHERE status = 'ok'")[0]
     steps: list[dict[str, Any]] = [
@@ -114,6 +112,16 @@ def funnel(con: duckdb.DuckDBPyConnection, result: Outcome) -> dict[str, Any]:
             {"step": name.removesuffix("_s"), "kind": "loss", "clips": None, "seconds": round(took, 6)}
             | {"doc": LOSSES[name]}
         )
+    return steps
+
+
+def funnel(taken_in: Sequence[dict[str, Any]], result: Outcome) -> dict[str, Any]:
+    """Seconds in, then each loss in order, down to what is kept.
+
+    `steps` are levels (`sources`, `candidates`, `kept`) with what is left, and losses between them with what they took.
+    """
+    steps = list(taken_in)
+    seconds_in = steps[0]["seconds"]
     clips, seconds = result.all
     steps.append({"step": "candidates", "kind": "level", "clips": clips, "seconds": seconds})
     left = np.ones(len(result.masks), bool)
@@ -185,7 +193,7 @@ def shown_column(score: schema.Score, bound: Bound | None) -> str:
     return high_column(score, bound.rule.frames) if bound.high is not None else low_column(score, bound.rule.frames)
 
 
-def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Bound]) -> dict[str, Any]:
+def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Bound], marks: Marked) -> dict[str, Any]:
     """One score: how many have it, its errors and models, its distribution before and after the decision."""
     measured = scores.measured[score.name]
     bound = _bound(bounds, score.name)
@@ -210,13 +218,12 @@ def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Boun
     }
     if not measured.scored:
         return data
-    keep = keep_sql(scores, bounds)
     if score.kind == "label":
         counted = _rows(
             scores.con,
-            f"SELECT {quote(score.name)}, count(*), sum(us)::BIGINT, count(*) FILTER (WHERE {keep}), "
-            f"coalesce(sum(us) FILTER (WHERE {keep}), 0)::BIGINT FROM scores WHERE {quote(score.name)} IS NOT NULL "
-            "GROUP BY 1 ORDER BY 1",
+            f"SELECT {quote(score.name)}, count(*), sum(us)::BIGINT, count(*) FILTER (WHERE {marks.kept}), "
+            f"coalesce(sum(us) FILTER (WHERE {marks.kept}), 0)::BIGINT FROM {marks.relation} "
+            f"WHERE {quote(score.name)} IS NOT NULL GROUP BY 1 ORDER BY 1",
         )
         names = scores.labels[score.name]
         data["labels"] = {
@@ -227,7 +234,7 @@ def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Boun
     shown = shown_column(score, bound)
     data["shown"] = shown
     data["quantiles"] = quantiles(scores.values(shown))
-    data["histogram"] = histogram(scores, shown, keep, bound)
+    data["histogram"] = histogram(scores, shown, marks, bound)
     return data
 
 
@@ -236,13 +243,7 @@ def quantiles(values: np.ndarray) -> dict[str, float]:
     return {f"{q:g}": float(str(values[int(q * (len(values) - 1))])) for q in QUANTILES}
 
 
-def keep_sql(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
-    """SQL over `scores`: true for a clip that the bounds keep."""
-    dropping = [reason for reason in reasons(scores, bounds) if reason.drops]
-    return f"({mask_sql(dropping)}) = 0" if dropping else "true"
-
-
-def histogram(scores: ScoreTable, column: str, keep: str, bound: Bound | None) -> dict[str, Any]:
+def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | None) -> dict[str, Any]:
     """Counts in BINS equal bins from the smallest value to the 99.5th percentile, stretched to contain the bounds.
 
     The last bin also holds whatever lies above it: `beyond` says how many clips those are.
@@ -260,8 +261,8 @@ def histogram(scores: ScoreTable, column: str, keep: str, bound: Bound | None) -
     place_of = f"floor(({quote(column)} - {low!r}::DOUBLE) / {width!r}::DOUBLE)"
     counted = _rows(
         scores.con,
-        f"SELECT least(greatest({place_of}, 0), {BINS - 1})::UTINYINT, {keep}, count(*), sum(us)::BIGINT "
-        f"FROM scores WHERE {quote(column)} IS NOT NULL GROUP BY 1, 2",
+        f"SELECT least(greatest({place_of}, 0), {BINS - 1})::UTINYINT, {marks.kept}, count(*), sum(us)::BIGINT "
+        f"FROM {marks.relation} WHERE {quote(column)} IS NOT NULL GROUP BY 1, 2",
     )
     clips, kept = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     us, kept_us = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
@@ -300,13 +301,12 @@ def correlations(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
     return {"scores": names, "pearson": matrix}
 
 
-def clips_per_source(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
+def clips_per_source(scores: ScoreTable, marks: Marked) -> dict[str, Any]:
     """The paper's figure 2: how many sources have 0, 1, 2-3, 4-7, ... clips, before and after the decision."""
-    keep = keep_sql(scores, bounds)
     rows = _rows(
         scores.con,
         "SELECT before, after, count(*) FROM (SELECT count(*) AS before, "
-        f"count(*) FILTER (WHERE {keep}) AS after FROM scores GROUP BY source) GROUP BY 1, 2",
+        f"count(*) FILTER (WHERE {marks.kept}) AS after FROM {marks.relation} GROUP BY source) GROUP BY 1, 2",
     )
     silent = _rows(scores.con, "SELECT count(*) FROM sources WHERE status = 'ok' AND coalesce(clips, 0) = 0")[0][0]
     most = max((before for before, _, _ in rows), default=1)
