@@ -88,4 +88,4 @@ def load_tower(folder: Path, tower: Literal["image", "text"], dtype: torch.dtype
             f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing {missing[:10]}, "
             f"{len(surplus)} surplus {surplus[:10]}"
         )
-    return module, config
+    return module.eval().requires_grad_(False), config
