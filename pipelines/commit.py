@@ -22,12 +22,10 @@ import pyarrow.compute as pc
 
 from curation.schema import CLIPS, SOURCES
 from curation.segment import parquet_bytes
-from pipelines.dataset import Dataset
+from pipelines.dataset import COMPACTION, NEXT, Dataset
 
 TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s")
 ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions of clips reads few large pieces
-_PLAN = "clips/.compaction.json"
-_NEXT = ".next-"
 
 
 @dataclass
@@ -128,9 +126,9 @@ def _compact_clips(dataset: Dataset) -> None:
     names: list[str] = []
     for number, table in enumerate(_rechunk(merge(*pieces, key=lambda piece: piece[0]))):
         names.append(f"part-{number:05d}.parquet")
-        storage.write(f"clips/{_NEXT}{names[-1]}", parquet_bytes(table))
+        storage.write(f"clips/{NEXT}{names[-1]}", parquet_bytes(table))
     plan = {"rename": names, "delete": [name for name in old if name not in names]}
-    storage.write(_PLAN, json.dumps(plan).encode())
+    storage.write(COMPACTION, json.dumps(plan).encode())
     finish_compaction(dataset)
 
 
@@ -166,16 +164,15 @@ def _rechunk(pieces: Iterator[tuple[tuple[str, int], pa.Table]]) -> Iterator[pa.
 def finish_compaction(dataset: Dataset) -> None:
     """Carry out a compaction that is written down; without one, delete files that an earlier one left half done."""
     storage = dataset.storage
-    if storage.exists(_PLAN):
-        plan = json.loads(storage.read(_PLAN))
+    if (plan := dataset.compaction()) is not None:
         for name in plan["rename"]:
-            if storage.exists(f"clips/{_NEXT}{name}"):
-                storage.rename(f"clips/{_NEXT}{name}", f"clips/{name}")
+            if storage.exists(f"clips/{NEXT}{name}"):
+                storage.rename(f"clips/{NEXT}{name}", f"clips/{name}")
         for name in plan["delete"]:
             storage.remove(f"clips/{name}")
-        storage.remove(_PLAN)
+        storage.remove(COMPACTION)
     for name in storage.list("clips"):
-        if name.startswith(_NEXT):
+        if name.startswith(NEXT):
             storage.remove(f"clips/{name}")
 
 

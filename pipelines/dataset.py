@@ -10,6 +10,7 @@ While a job runs, `sources/` grows by small files (`part-live-*.parquet`) and `c
 """
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ import pyarrow.parquet as pq
 
 from curation.schema import CLIPS, SOURCES
 from curation.storage import Storage
+
+COMPACTION = "clips/.compaction.json"
+NEXT = ".next-"
+"""The plan of a compaction, and what the new files are called until it is carried out: see `pipelines.commit`."""
 
 
 class Dataset:
@@ -58,8 +63,19 @@ class Dataset:
         return set(table.filter(pc.equal(table["status"], "ok"))["source_id"].to_pylist())
 
     def part_files(self, folder: str) -> list[str]:
-        """Names of the folder's Parquet parts."""
+        """Names of the folder's Parquet parts: every row once, also while a compaction is under way."""
+        if folder == "clips" and (planned := self.compaction()) is not None:
+            there = set(self.storage.list("clips"))
+            return [NEXT + name if NEXT + name in there else name for name in planned["rename"]]
         return [name for name in self.storage.list(folder) if name.startswith("part-") and name.endswith(".parquet")]
+
+    def compaction(self) -> dict[str, list[str]] | None:
+        """The compaction of `clips/` that has been decided on and not been finished, if there is one."""
+        try:
+            plan: dict[str, list[str]] = json.loads(self.storage.read(COMPACTION))
+        except FileNotFoundError:
+            return None
+        return plan
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """One Parquet file of the dataset."""
