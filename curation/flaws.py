@@ -7,6 +7,7 @@ Frames are those that were decoded for motion (2 fps, any size). Stage contract:
 Units: shares of time (`black`, `frozen`) and of the frame (`Crop`), so that nothing depends on the size of the frames.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import cv2
@@ -77,7 +78,7 @@ def find_flaws(frames: NDArray[np.uint8]) -> Flaws:
         raise CannotScore("too_small", f"{frames.shape[2]}x{frames.shape[1]} px: below {_MIN_SIDE_PX} px a side")
     grey = frames if frames.ndim == 3 else np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     black = (grey < BLACK_LEVEL).mean(axis=(1, 2)) >= BLACK_SHARE
-    change = [float(cv2.absdiff(a, b).mean()) for a, b in zip(grey[:-1], grey[1:], strict=True)]
+    change = [float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(grey)]
     frozen = float(np.mean(np.array(change) < FROZEN_BELOW)) if change else 0.0
     return Flaws(black=float(black.mean()), frozen=frozen, crop=_crop(grey[~black]))
 

@@ -124,12 +124,6 @@ def test_a_stamp_is_refused_and_a_strip_is_taken(published: Path) -> None:
     assert np.isfinite(clip.embed_images([np.zeros((64, 256, 3), np.uint8)])).all()
 
 
-@pytest.fixture(scope="module")
-def conse() -> ConseSimilarity:
-    torch.set_num_threads(1)
-    return ConseSimilarity()
-
-
 def test_conse_puts_films_nearer_to_their_own_description(conse: ConseSimilarity) -> None:
     films = [film_frames("bikes.mp4", 4, step=60)[1:], film_frames("bigbuckbunny.mp4", 3, step=40)]
     images = np.stack([conse.embed_images(film).mean(axis=0) for film in films])
