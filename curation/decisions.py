@@ -246,24 +246,28 @@ def outcome_of(scores: ScoreTable, found: Sequence[Reason], relation: str) -> Ou
     )
 
 
-def decided(scores: ScoreTable, bounds: Sequence[Bound], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
-    """The rows of decisions/NAME.parquet (schema TABLE), in order of clip_id."""
+def decided(
+    scores: ScoreTable, bounds: Sequence[Bound], *, extra: Sequence[str] = (), batch_rows: int = 65536
+) -> Iterator[pa.RecordBatch]:
+    """The rows of decisions/NAME.parquet (schema TABLE), in order of clip_id; `extra` columns of clips/ behind them."""
     found = reasons(scores, bounds)
     masks = outcome(scores, bounds).masks
     names = {int(mask): [r.text for r in found if r.drops and int(mask) >> r.bit & 1] for mask in masks}
     meaning = pa.table(
         {"mask": pa.array(list(names), pa.uint64()), "reasons": pa.array(list(names.values()), pa.list_(pa.string()))}
     )
+    schema_ = pa.schema([*TABLE, *[schema.CLIPS.field(name) for name in extra]], TABLE.metadata)
     scores.con.register("mask_meaning", meaning)
+    wanted = ", ".join(
+        ["c.clip_id", "len(m.reasons) = 0 AS keep", "m.reasons", *[f"c.{quote(name)}" for name in extra]]
+    )
     reader = scores.con.sql(
-        "SELECT c.clip_id, len(m.reasons) = 0 AS keep, m.reasons FROM "
-        f"(SELECT place, ({mask_sql(found)})::UBIGINT AS mask FROM scores) s "
+        f"SELECT {wanted} FROM (SELECT place, ({mask_sql(found)})::UBIGINT AS mask FROM scores) s "
         "JOIN clips c USING (place) JOIN mask_meaning m USING (mask) ORDER BY c.clip_id"
     ).to_arrow_reader(batch_rows)
     for batch in reader:
-        yield pa.RecordBatch.from_arrays(
-            [column.cast(TABLE.field(i).type) for i, column in enumerate(batch.columns)], schema=TABLE
-        )
+        columns = [column.cast(field.type) for column, field in zip(batch.columns, schema_, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema_)
     scores.con.unregister("mask_meaning")
 
 

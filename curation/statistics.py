@@ -193,8 +193,13 @@ def shown_column(score: schema.Score, bound: Bound | None) -> str:
     return high_column(score, bound.rule.frames) if bound.high is not None else low_column(score, bound.rule.frames)
 
 
-def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Bound], marks: Marked) -> dict[str, Any]:
-    """One score: how many have it, its errors and models, its distribution before and after the decision."""
+def score_summary(
+    scores: ScoreTable, score: schema.Score, bounds: Sequence[Bound], marks: Marked, *, fixed_axis: bool = False
+) -> dict[str, Any]:
+    """One score: how many have it, its errors and models, its distribution before and after the decision.
+
+    `fixed_axis`: the histogram's axis follows from the values alone, so that it stays while a bound moves.
+    """
     measured = scores.measured[score.name]
     bound = _bound(bounds, score.name)
     model, error = quote(f"{score.column}_model"), quote(f"{score.column}_error")
@@ -234,7 +239,7 @@ def score_summary(scores: ScoreTable, score: schema.Score, bounds: Sequence[Boun
     shown = shown_column(score, bound)
     data["shown"] = shown
     data["quantiles"] = quantiles(scores.values(shown))
-    data["histogram"] = histogram(scores, shown, marks, bound)
+    data["histogram"] = histogram(scores, shown, marks, None if fixed_axis else bound)
     return data
 
 

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "decide": ("pipelines.decide_cli:decide_command", "choose which clips are kept"),
     "diff": ("pipelines.decide_cli:diff_command", "what changed between two decisions, and why"),
     "ablate": ("pipelines.decide_cli:ablate_command", "the paper's four nested subsets of one axis, as decisions"),
+    "dashboard": ("pipelines.dashboard_cli:dashboard_command", "choose thresholds on a web page"),
     "export": ("pipelines.decide_cli:export_command", "write a decision's WebDataset shards"),
     "report": ("pipelines.decide_cli:report_command", "write a decision's report.html"),
     "cuts": ("pipelines.cuts_cli:cuts", "print the cuts of films"),

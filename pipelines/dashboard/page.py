@@ -1,0 +1,103 @@
+"""What all pages share: the frame around them, and how a fault becomes a sentence instead of a blank page."""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, ParamSpec, TypeVar, cast
+
+import jinja2
+from nicegui import run, ui
+
+from curation.decisions import Bound
+from pipelines import figures
+from pipelines.dashboard.datasets import OpenDataset, Registry
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+PAGES = {"": "Decide", "/compare": "Compare", "/errors": "Errors", "/live": "Live"}
+
+_LINKS = """<nav aria-label="Pages">
+{% for path, text in pages.items() %}
+<a href="{{ base }}/d/{{ name }}{{ path }}"{% if path == here %} aria-current="page"{% endif %}>{{ text }}</a>
+{% endfor %}
+{% if many %}<a href="{{ base }}/">Datasets</a>{% endif %}
+</nav>"""
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return figures.environment()
+
+
+def part(name: str, *args: Any) -> str:
+    """The HTML of a macro of parts.html.j2, with everything in it escaped."""
+    module: Any = _environment().get_template("dashboard/parts.html.j2").module
+    return str(getattr(module, name)(*args))
+
+
+def figure(name: str, *args: Any) -> str:
+    """The HTML of a macro of figures.html.j2."""
+    module: Any = _environment().get_template("figures.html.j2").module
+    return str(getattr(module, name)(*args))
+
+
+def html(content: str = "") -> ui.html:
+    """Our own templates' HTML. They escape every value, so the browser need not clean it again."""
+    return ui.html(content, sanitize=False).classes("w-full").style("width: 100%")
+
+
+def _template(source: str, **values: Any) -> str:
+    return _environment().from_string(source).render(**values)
+
+
+def head() -> str:
+    """The pages' style sheet and script, for the head of the document."""
+    names = ("figures.css.j2", "dashboard/page.css.j2")
+    sheet = "\n".join(_environment().get_template(name).render() for name in names)
+    script = _environment().get_template("dashboard/page.js.j2").render()
+    return f"<style>{sheet}</style><script>{script}</script>"
+
+
+def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str) -> None:
+    """Head line with the name of the dataset and the pages there are of it."""
+    ui.add_head_html(head())
+    ui.colors(primary="#0f8b8d", accent="#e08a2e", negative="#c2485b")
+    ui.dark_mode(None)
+    with ui.element("header").classes("top"):
+        name = dataset.name if dataset is not None else "Clipmill"
+        html(_template("<h1>{{ name }}</h1>", name=name)).style("width: auto")
+        if dataset is not None:
+            links = _template(_LINKS, pages=PAGES, base=base, name=name, here=here, many=len(registry) > 1)
+            html(links).style("width: auto; max-width: 100%")
+
+
+async def background(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Do work in a thread, so that other browsers need not wait for it."""
+    return cast(_T, await run.io_bound(work, *args, **kwargs))
+
+
+def notice(text: str, *, bad: bool = False) -> ui.html:
+    """A sentence in a box."""
+    box = html(_template("{{ text }}", text=text)).classes("notice")
+    return box.classes("bad") if bad else box
+
+
+def look(reasons: Sequence[str]) -> str:
+    """The CSS class of a clip with these reasons."""
+    if not reasons:
+        return "kept"
+    return "unscored" if all(reason.endswith(" unscored") for reason in reasons) else "dropped"
+
+
+def dressed(
+    dataset: OpenDataset, bounds: Sequence[Bound], rows: list[dict[str, Any]], query: str, badge: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows with what the `clips` macro needs: reasons, look, link; `badge` names a score to show on the picture."""
+    reasons = dataset.reasons_of(bounds, rows)
+    found = []
+    for row, why in zip(rows, reasons, strict=True):
+        value = row[dataset.scores.score(badge).column] if badge else None
+        shown = figures.value(max(value) if isinstance(value, list) else value) if value not in (None, []) else ""
+        if isinstance(value, str):
+            shown = value
+        found.append(row | {"reasons": why, "look": look(why), "query": query, "badge": shown})
+    return found

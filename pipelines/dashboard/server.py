@@ -1,0 +1,142 @@
+"""The dashboard as an application: `serve` runs it on this machine, `attach` puts it into another FastAPI service."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
+from nicegui import ui
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from curation.rules import Rules, RulesError
+from curation.score_table import SchemaError
+from pipelines import figures
+from pipelines.dashboard.clip_page import show_clip
+from pipelines.dashboard.compare_page import ComparePage
+from pipelines.dashboard.datasets import OpenDataset, Registry
+from pipelines.dashboard.decide_page import DecidePage
+from pipelines.dashboard.errors_page import show_errors
+from pipelines.dashboard.files import routes
+from pipelines.dashboard.live_page import LivePage
+from pipelines.dashboard.page import background, frame, notice
+from pipelines.dashboard.view import View, read_view
+from pipelines.decide import DatasetError
+
+_LOCAL = ["127.0.0.1", "localhost", "[::1]"]
+_PATIENCE_S = 120.0  # opening ten million clips takes a while; the page waits
+
+
+def attach(app: FastAPI, registry: Registry, *, base: str = "") -> None:
+    """Add the dashboard of these datasets to an application, under the path `base` (such as "/dashboard")."""
+    app.include_router(routes(registry), prefix=base)
+    _pages(registry, base)
+    ui.run_with(
+        app,
+        title="Clipmill",
+        dark=None,
+        tailwind=False,
+        mount_path=base or "/",
+        show_welcome_message=False,
+        favicon="🎞️",
+    )
+
+
+def serve(roots: Sequence[str], *, host: str = "127.0.0.1", port: int = 8080) -> None:
+    """Serve the dashboard until interrupted. On a loopback address only requests that name this machine are answered,
+    so that no page elsewhere can reach it through a name of its own."""
+    import uvicorn
+
+    app = FastAPI(title="Clipmill", docs_url=None, redoc_url=None, openapi_url=None)
+    if host in ("127.0.0.1", "localhost", "::1"):
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL)
+    attach(app, Registry(roots))
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _pages(registry: Registry, base: str) -> None:
+    async def opened(name: str, here: str) -> OpenDataset | None:
+        """The dataset, its frame drawn and its scores open; None when a sentence stands there instead."""
+        dataset = registry.get(name)
+        frame(registry, dataset, here, base)
+        if dataset is None:
+            notice(f"There is no dataset called {name} here.", bad=True)
+            return None
+        try:
+            scores = await background(dataset.reopen)
+        except (DatasetError, SchemaError, OSError) as error:
+            notice(str(error), bad=True)
+            return None
+        if not scores.clips and here in ("", "/compare"):
+            notice(_nothing(dataset))
+            return None
+        return dataset
+
+    def asked(dataset: OpenDataset, request: Request) -> View:
+        """The view of the link; a sentence and no rules for a link that cannot be followed."""
+        try:
+            view = read_view(dataset, request.query_params)
+            dataset.what_if(view.rules)
+        except (RulesError, DatasetError) as error:
+            notice(str(error), bad=True)
+            return View(Rules())
+        return view
+
+    @ui.page("/", response_timeout=_PATIENCE_S)
+    async def home() -> None:
+        datasets = list(registry)
+        if len(datasets) == 1:
+            ui.navigate.to(f"{base}/d/{datasets[0].name}")
+            return
+        frame(registry, None, "", base)
+        with ui.element("div").classes("home"):
+            for dataset in datasets:
+                with ui.link(target=f"{base}/d/{dataset.name}").classes("panel"):
+                    ui.label(dataset.name).style("font-size: 17px; font-weight: 650")
+                    try:
+                        scores = await background(dataset.reopen)
+                        text = f"{figures.count(scores.clips)} clips, {figures.clock(scores.seconds)}"
+                    except (DatasetError, SchemaError, OSError) as error:
+                        text = str(error)
+                    ui.label(text).classes("hint")
+
+    @ui.page("/d/{name}", response_timeout=_PATIENCE_S)
+    async def decide(request: Request, name: str) -> None:
+        dataset = await opened(name, "")
+        if dataset is not None:
+            page = DecidePage(dataset, asked(dataset, request), base)
+            await ui.context.client.connected()
+            await page.refresh()
+
+    @ui.page("/d/{name}/clip/{clip_id}", response_timeout=_PATIENCE_S)
+    async def clip(request: Request, name: str, clip_id: str, place: int | None = None) -> None:
+        dataset = await opened(name, "/clip")
+        if dataset is not None:
+            show_clip(dataset, clip_id, place, asked(dataset, request), base)
+
+    @ui.page("/d/{name}/compare", response_timeout=_PATIENCE_S)
+    async def compare(name: str, first: str | None = None, second: str | None = None) -> None:
+        dataset = await opened(name, "/compare")
+        if dataset is not None:
+            page = ComparePage(dataset, first, second, base)
+            await ui.context.client.connected()
+            if hasattr(page, "body"):
+                await page.show()
+
+    @ui.page("/d/{name}/errors", response_timeout=_PATIENCE_S)
+    async def errors(name: str) -> None:
+        dataset = await opened(name, "/errors")
+        if dataset is not None:
+            show_errors(dataset, base)
+
+    @ui.page("/d/{name}/live", response_timeout=_PATIENCE_S)
+    async def live(name: str) -> None:
+        dataset = await opened(name, "/live")
+        if dataset is not None:
+            LivePage(dataset)
+
+
+def _nothing(dataset: OpenDataset) -> str:
+    """Why there is nothing to decide, in a sentence."""
+    rows = dict(dataset.ask("SELECT status, count(*) FROM sources GROUP BY 1"))
+    total, failed = sum(rows.values()), rows.get("failed", 0)
+    if not total:
+        return "This dataset is empty so far: no source is finished. The page Live shows the job as it goes."
+    return f"This dataset has no clips: of {total} sources {failed} could not be read. The page Errors says why."
