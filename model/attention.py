@@ -17,14 +17,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .embedding import EmbeddingMLP, sinusoid
 from .resnet import GROUPS, TimeMixer, channels_last
 
 # CUDA kernels put (batch, heads) into grid dimensions that end at 65,535; temporal attention has B*H*W*heads sequences.
 MAX_SEQUENCES = 32_768
-# Feed-forward tokens per slice while sampling on a CPU: keeps the 8x wider intermediate in cache.
-CPU_SLICE = 1024
+# Not cuDNN's, which PyTorch prefers on recent GPUs: it builds a plan per shape, for sequences much longer than a clip.
+SHORT_SEQUENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Attention(nn.Module):
@@ -54,10 +55,11 @@ class Attention(nn.Module):
             project(x).view(b, t, p * self.heads, c // self.heads).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
-        parts = [
-            F.scaled_dot_product_attention(*part)
-            for part in zip(*(y.split(MAX_SEQUENCES, dim=1) for y in (q, k, v)), strict=True)
-        ]
+        with sdpa_kernel(SHORT_SEQUENCE_KERNELS):
+            parts = [
+                F.scaled_dot_product_attention(*part)
+                for part in zip(*(y.split(MAX_SEQUENCES, dim=1) for y in (q, k, v)), strict=True)
+            ]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return self.to_out[0](y.transpose(1, 2).reshape(x.shape))
 
@@ -104,9 +106,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., dim)."""
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            tokens = x.reshape(-1, x.shape[-1])
-            return torch.cat([self.net[2](self.net[0](part)) for part in tokens.split(CPU_SLICE)]).view(x.shape)
         return self.net[2](self.net[0](x))
 
 

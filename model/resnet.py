@@ -81,6 +81,17 @@ class SpatialResBlock(nn.Module):
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
+class TemporalConv(nn.Conv3d):
+    """A (3, 1, 1) convolution, with its 3-D weight, done as the (3, 1) convolution of one image per clip."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H*W) -> (B, C, T, H*W)."""
+        return F.conv2d(x, self.weight.squeeze(-1), self.bias, padding=(1, 0))
+
+
 class TemporalResBlock(nn.Module):
     """The same block along time: convolutions (3, 1, 1), statistics over all frames, zero-initialised last layer.
 
@@ -90,23 +101,18 @@ class TemporalResBlock(nn.Module):
     def __init__(self, channels: int, emb_channels: int, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(GROUPS, channels, eps=eps)
-        self.conv1 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv1 = TemporalConv(channels)
         self.time_emb_proj = nn.Linear(emb_channels, channels)
         self.norm2 = nn.GroupNorm(GROUPS, channels, eps=eps)
-        self.conv2 = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
+        self.conv2 = TemporalConv(channels)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """The branch without its skip connection: `x` (B, C, T, H*W), `emb` (B, E) -> (B, C, T, H*W)."""
-        h = _convolve_time(self.conv1, silu(self.norm1(x)))
+        h = self.conv1(silu(self.norm1(x)))
         h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
-        return _convolve_time(self.conv2, silu(self.norm2(h)))
-
-
-def _convolve_time(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A (3, 1, 1) convolution of `x` (B, C, T, H*W), done as a 2-D convolution over rows."""
-    return F.conv2d(x, conv.weight.squeeze(-1), conv.bias, padding=(1, 0))
+        return self.conv2(silu(self.norm2(h)))
 
 
 class VideoResBlock(nn.Module):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from . import onednn
 from .attention import VideoTransformer
 from .embedding import EmbeddingMLP, sinusoid
 from .resnet import GROUPS, Downsample, Upsample, VideoResBlock, channels_last, silu
@@ -193,6 +194,26 @@ class VideoUNet(nn.Module):
 
     # ---- training and deployment ---------------------------------------------------------------------------------
 
+    @torch.no_grad()
+    def start_as_image_model(self) -> None:
+        """Zero the last layers of all temporal branches: until it is trained, the network treats frames as images.
+
+        Fresh temporal convolutions start that way as published; fresh temporal attention does not, and disturbs the
+        image model it was put into by a weight of 1 - sigmoid(0.5) = 0.38. This is an option, not what the paper did.
+        """
+        for module in self.modules():
+            if isinstance(module, VideoTransformer):
+                last = [module.time_pos_embed.linear_2]
+                for block in module.temporal_transformer_blocks:
+                    last += [block.ff_in.net[2], block.attn1.to_out[0], block.attn2.to_out[0], block.ff.net[2]]
+            elif isinstance(module, VideoResBlock):
+                last = [module.temporal_res_block.conv2]
+            else:
+                continue
+            for layer in last:
+                layer.weight.zero_()
+                layer.bias.zero_()
+
     def enable_activation_checkpointing(self, enabled: bool = True) -> None:
         """Recompute every residual block and every transformer, spatial and temporal, in the backward pass."""
         self.activation_checkpointing = enabled
@@ -216,9 +237,24 @@ class VideoUNet(nn.Module):
         They repeat, so this costs a few compilations instead of one of the whole graph, and it composes with activation
         checkpointing and FSDP2. `options` go to `torch.nn.Module.compile`.
         """
-        for unit in self.fsdp_units():
-            for module in unit:
-                module.compile(**options)
+        modules = [module for unit in self.fsdp_units() for module in unit]
+        # All blocks of a kind share one function, compiled once for each combination of channels.
+        limit = torch._dynamo.config
+        limit.recompile_limit = max(limit.recompile_limit, 2 * len(modules))
+        for module in modules:
+            module.compile(**options)
+
+    def prepare_for_sampling(self) -> None:
+        """Choose the fastest layout for evaluation on the device the weights are on; call it once they are there.
+
+        On a CPU, weights are packed for oneDNN (`onednn.py`; memory for a second copy); on a GPU, convolution weights
+        become channels-last in place. Results stay the same up to rounding; training and saving still work.
+        """
+        self.eval()
+        if self.conv_in.weight.device.type == "cpu":
+            onednn.enable(self)
+        else:
+            self.to(memory_format=torch.channels_last)
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

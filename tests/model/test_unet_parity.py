@@ -6,47 +6,13 @@ import pytest
 import torch
 
 from curation.compat import ensure_torchvision
+from model.embedding import sinusoid
 from model.unet import UNetConfig, VideoUNet
+from tests.model.random_unets import MEDIUM, TINY, inputs, randomised, relative_difference
 
 ensure_torchvision()
 
 from diffusers import UNet2DConditionModel, UNetSpatioTemporalConditionModel  # noqa: E402
-
-TINY = UNetConfig.tiny(layers_per_block=2)
-MEDIUM = UNetConfig.tiny(
-    block_out_channels=(64, 96, 128, 128),
-    num_attention_heads=(1, 3, 2, 2),
-    down_block_types=UNetConfig.svd().down_block_types,
-    up_block_types=UNetConfig.svd().up_block_types,
-    layers_per_block=2,
-    transformer_layers_per_block=2,
-    cross_attention_dim=48,
-)
-
-
-def randomised(config: UNetConfig, seed: int = 0, dtype: torch.dtype = torch.float32) -> VideoUNet:
-    """A network in which every layer matters (a fresh one has zeros in the last layer of every branch)."""
-    unet = VideoUNet(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in unet.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p.ndim >= 2:
-                p.copy_(noise / p[0].numel() ** 0.5)
-            elif "norm" in name and name.endswith("weight"):
-                p.copy_(1 + 0.2 * noise)
-            else:
-                p.copy_(0.2 * noise)
-    return unet.to(dtype).eval()
-
-
-def inputs(config: UNetConfig, *, tokens: int, batch: int = 2, frames: int = 5, size: tuple[int, int] = (8, 16)):
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(batch, frames, config.in_channels, *size, generator=generator)
-    context = torch.randn(batch, tokens, config.cross_attention_dim, generator=generator)
-    c_noise = torch.tensor([0.3, -1.1])[:batch]
-    ids = torch.tensor([[6.0, 127.0, 0.02, 10.0], [24.0, 30.0, 0.1, -5.0]])[:batch, : config.num_vector_ids]
-    return sample, c_noise, context, ids
 
 
 def diffusers_twin(unet: VideoUNet) -> UNetSpatioTemporalConditionModel:
@@ -54,10 +20,6 @@ def diffusers_twin(unet: VideoUNet) -> UNetSpatioTemporalConditionModel:
     twin = UNetSpatioTemporalConditionModel(**config)
     twin.load_state_dict(unet.state_dict())
     return twin.to(unet.conv_in.weight.dtype).eval()
-
-
-def relative_difference(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 def test_published_size_has_the_published_keys_and_parameters():
@@ -115,8 +77,6 @@ def test_image_only_frames_see_exactly_the_2d_unet():
     state = {key.replace("add_embedding", "class_embedding"): value for key, value in state.items()}
     spatial.load_state_dict({key: state[key] for key in spatial.state_dict()})
     sample, c_noise, context, ids = inputs(config, tokens=7)
-    from model.embedding import sinusoid
-
     vector = sinusoid(ids, config.addition_time_embed_dim).flatten(1).repeat_interleave(5, dim=0)
     with torch.no_grad():
         expected = spatial(
