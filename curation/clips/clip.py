@@ -1,6 +1,6 @@
 """What a clip is: the span of film asked for, and what came of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Mode = Literal["smart", "keyframe", "exact"]
@@ -27,7 +27,7 @@ class Clip:
     """A finished clip."""
 
     span: ClipSpan
-    data: bytes  # mp4, index first
+    data: bytes = field(repr=False)  # mp4, index first
     frames: int
     width: int  # shown: upright, square pixels
     height: int

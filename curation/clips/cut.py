@@ -5,6 +5,7 @@ clip, it is copied or not, and it must be decoded if a frame to re-encode depend
 decoded frame is kept, and no clip outlives its being handed out: memory is one clip, whatever the film's length.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -39,7 +40,7 @@ def cut_clips(
     """
     if mode not in MODES:
         raise ValueError(f"no clipping mode is called {mode!r}; known: {', '.join(MODES)}")
-    for span, after in zip(spans, [*spans[1:], None], strict=True):
+    for span, after in itertools.zip_longest(spans, spans[1:]):
         end = info.frames if after is None else after.start_frame
         if not 0 <= span.start_frame < span.end_frame <= end:
             raise ValueError(f"clip spans must be ascending, disjoint and inside the film, got {span} before {after}")

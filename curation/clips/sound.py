@@ -94,7 +94,7 @@ class SoundReader:
         """Samples of exactly [start, end), as frames of 1024."""
         context = self.stream.codec_context
         rate = context.sample_rate if context.sample_rate in _AAC_RATES else 48000
-        layout = context.layout.name if context.layout.nb_channels <= 2 else "stereo"
+        layout = "mono" if context.layout.nb_channels == 1 else "stereo"
         resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
         context.flush_buffers()
         pieces: list[np.ndarray] = []

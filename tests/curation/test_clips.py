@@ -1,0 +1,268 @@
+"""Clips of every kind of film, in every mode, proven by FFmpeg's own decoder against the film's frames."""
+
+import io
+import itertools
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from curation.clips import MODES, Clip, ClipFailure, Mode, cut_clips, plan
+from curation.cuts.cut import Cut
+from curation.probe import VideoInfo, probe
+from tests.curation.clip_proof import film_frames, prove, span
+from tests.media import Join, Labels, Shot, film, make_film
+
+SHOTS = [Shot("bikes.1", 40), Shot("bunny", 45, start=20), Shot("bikes.3", 35)]
+JOINS = [Join("hard"), Join("dissolve", 6)]
+SIZE = (130, 74)  # neither a multiple of 16 nor 4:3
+
+FILMS: dict[str, Callable[[Path], Labels]] = {
+    "h264.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, audio_s=4.6),
+    "h264_b5.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=40, bframes=5, audio_s=9.0),
+    "h264_no_b.mkv": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, bframes=0, audio_s=2.0),
+    "h264_open.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=20, open_gop=True, bframes=4),
+    "h264_one_key.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=None),
+    "h264_10_bit.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, ten_bit=True),
+    "h264_vfr.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, vfr=True, audio_s=9.0),
+    "h264_rotated.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, rotation=90),
+    "h264_anamorphic.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, sar=Fraction(4, 3)),
+    "h264_ntsc.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, rate=Fraction(30000, 1001)),
+    "h264_late.ts": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, start_s=3.2, audio_s=4.6),
+    "h264_late.mkv": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, start_s=2.0, audio_s=4.6),
+    "hevc.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="libx265", size=SIZE, gop=25),
+    "hevc_open.mp4": lambda path: make_film(
+        path, SHOTS, JOINS, codec="libx265", size=SIZE, gop=20, open_gop=True, bframes=4
+    ),
+    "hevc_open_10_bit.mkv": lambda path: make_film(
+        path, SHOTS, JOINS, codec="libx265", size=SIZE, gop=20, open_gop=True, ten_bit=True
+    ),
+    "hevc.ts": lambda path: make_film(path, SHOTS, JOINS, codec="libx265", size=SIZE, gop=20, open_gop=True),
+    "vp9.webm": lambda path: make_film(path, SHOTS, JOINS, codec="libvpx-vp9", size=SIZE, gop=25, audio_s=4.6),
+    "av1.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="libsvtav1", size=SIZE, gop=25),
+    "mpeg4.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="mpeg4", size=SIZE, gop=25, bframes=2),
+    "mpeg4.avi": lambda path: make_film(path, SHOTS, JOINS, codec="mpeg4", size=SIZE, gop=25, bframes=2),
+}
+# Where at least this share of the clips' seconds must be copied in smart mode: the dissolve lies inside a GOP.
+COPIED_SHARE = {"h264_open.mp4": 0.0, "h264_one_key.mp4": 0.3, "av1.mp4": 0.3, "mpeg4.mp4": 0.0, "mpeg4.avi": 0.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[VideoInfo, list[Cut]]]:
+    folder = tmp_path_factory.mktemp("films")
+    done: dict[str, tuple[VideoInfo, list[Cut]]] = {}
+
+    def get(name: str) -> tuple[VideoInfo, list[Cut]]:
+        if name not in done:
+            labels = FILMS[name](folder / name)
+            info = probe(labels.path)
+            assert info.frames == labels.frames
+            done[name] = info, [_as_cut(info, join.start_frame, join.end_frame) for join in labels.joins]
+        return done[name]
+
+    return get
+
+
+def _as_cut(info: VideoInfo, start: int, end: int) -> Cut:
+    return Cut(end, float(info.times_s[end]), "hard" if start == end else "gradual", start, end, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_every_clip_shows_exactly_its_frames(
+    made: Callable[[str], tuple[VideoInfo, list[Cut]]], name: str, tmp_path: Path
+) -> None:
+    info, cuts = made(name)
+    frames = film_frames(info.path)
+    sound_end_s = -1.0 if info.audio is None else _sound_end_s(info)
+    for mode in MODES:
+        planned = plan(info, cuts, mode=mode, min_s=0.3, max_s=60)
+        clips = list(cut_clips(info, planned.spans, mode=mode))
+        assert [each.span for each in clips] == planned.spans
+        for clip in clips:
+            prove(clip, info, frames, tmp_path)
+            assert isinstance(clip, Clip)
+            _assert_container(clip, info)
+            _assert_sound(clip, info, sound_end_s)
+        seconds = sum(float((each.end_pts - each.start_pts) * info.time_base) for each in planned.spans)
+        copied = sum(each.copied_s for each in clips if isinstance(each, Clip))
+        if mode == "exact":
+            assert copied == 0
+        elif mode == "keyframe":
+            assert copied == pytest.approx(seconds)
+        else:
+            assert copied >= COPIED_SHARE.get(name, 0.6) * seconds
+            assert planned.lost_keyframe_s == 0
+
+
+def _sound_end_s(info: VideoInfo) -> float:
+    """End of the film's sound, in the container's clock."""
+    with av.open(info.path) as container:
+        stream = container.streams.audio[0]
+        ends = [packet.pts + packet.duration for packet in container.demux(stream) if packet.size and packet.pts]
+        return float(max(ends) * stream.time_base)
+
+
+def _assert_container(clip: Clip, info: VideoInfo) -> None:
+    with av.open(io.BytesIO(clip.data)) as container:
+        video = container.streams.video[0]
+        assert video.start_time == 0
+        assert video.duration * video.time_base == (clip.span.end_pts - clip.span.start_pts) * info.time_base
+        assert (video.sample_aspect_ratio or 1) == info.sample_aspect_ratio
+        assert round(-next(container.decode(video)).rotation) % 360 == info.rotation
+    assert (clip.width, clip.height) == info.display_size
+    assert clip.data[4:8] == b"ftyp"
+    assert clip.data.index(b"moov") < clip.data.index(b"mdat")
+
+
+def _assert_sound(clip: Clip, info: VideoInfo, sound_end_s: float) -> None:
+    start_s = float(clip.span.start_pts * info.time_base)
+    length_s = float((clip.span.end_pts - clip.span.start_pts) * info.time_base)
+    frame_s = 1024 / 48000
+    heard_s = min(length_s, sound_end_s - start_s)  # the film may fall silent before the clip ends
+    with av.open(io.BytesIO(clip.data)) as container:
+        assert clip.has_audio == bool(container.streams.audio)
+        if heard_s > 2 * frame_s:
+            assert clip.has_audio
+        if clip.has_audio:
+            stream = container.streams.audio[0]
+            begin_s = float(stream.start_time * stream.time_base)
+            end_s = begin_s + float(stream.duration * stream.time_base)
+            assert 0 <= begin_s < frame_s + 0.001
+            assert heard_s - frame_s - 0.001 < end_s < length_s + frame_s
+
+
+@pytest.mark.parametrize("name", ["h264_b5.mp4", "h264_open.mp4", "hevc_open.mp4", "vp9.webm"])
+def test_a_cut_may_lie_at_any_offset_in_a_gop(
+    made: Callable[[str], tuple[VideoInfo, list[Cut]]], name: str, tmp_path: Path
+) -> None:
+    """Two clips meet at every frame of a GOP and of its neighbours, in one pass each."""
+    info, _ = made(name)
+    frames = film_frames(info.path)
+    keys = np.flatnonzero(info.keyframe)
+    for at in range(int(keys[1]) - 3, int(keys[2]) + 3, 1 if name != "vp9.webm" else 5):
+        pieces = [span(info, 5, at, 0), span(info, at, int(keys[2]) + 8, 1)]
+        for clip in cut_clips(info, pieces):
+            prove(clip, info, frames, tmp_path)
+
+
+def test_clips_partition_a_film_at_random(made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path) -> None:
+    """Spans of one frame, spans that touch, gaps, several in one GOP."""
+    info, _ = made("h264_b5.mp4")
+    frames = film_frames(info.path)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        edges = np.sort(rng.choice(info.frames + 1, 9, replace=False)).tolist()
+        spans = [span(info, a, b, k) for k, (a, b) in enumerate(itertools.pairwise(edges)) if k % 4 != 3]
+        clips = list(cut_clips(info, spans))
+        assert [each.span for each in clips] == spans
+        for clip in clips:
+            prove(clip, info, frames, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4"])
+def test_real_films_keep_all_footage_outside_cuts(name: str, tmp_path: Path) -> None:
+    info = probe(film(name))
+    cuts = [_as_cut(info, at, at) for at in (30, 76, 137, 187, 242)] if name == "bikes.mp4" else []
+    planned = plan(info, cuts, min_s=0.2)
+    assert planned.kept_pts == info.end_pts - int(info.pts[0])
+    clips = list(cut_clips(info, planned.spans))
+    assert sum(each.copied_s for each in clips if isinstance(each, Clip)) == pytest.approx(info.duration_s)
+    frames = film_frames(info.path)
+    for clip in clips:
+        assert prove(clip, info, frames, tmp_path) == clip.span.frames, "every frame is copied here"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_same_film_gives_the_same_bytes(made: Callable[[str], tuple[VideoInfo, list[Cut]]], mode: Mode) -> None:
+    info, cuts = made("h264.mp4")
+    spans = plan(info, cuts, mode=mode, min_s=0.3).spans
+    first = [each.data for each in cut_clips(info, spans, mode=mode) if isinstance(each, Clip)]
+    again = [each.data for each in cut_clips(info, spans, mode=mode, threads=2) if isinstance(each, Clip)]
+    assert first == again
+    assert len(first) == len(spans)
+
+
+def test_keyframe_mode_refuses_what_it_cannot_copy(made: Callable[[str], tuple[VideoInfo, list[Cut]]]) -> None:
+    info, _ = made("h264.mp4")
+    key = int(np.flatnonzero(info.keyframe)[1])
+    first, second = cut_clips(info, [span(info, 3, key), span(info, key, info.frames)], mode="keyframe")
+    assert isinstance(first, ClipFailure)
+    assert first.reason == "not_at_keyframes"
+    assert isinstance(second, Clip), "one failing leaves the others alone"
+
+
+def test_a_film_cut_short_loses_its_last_clips_by_name(
+    made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path
+) -> None:
+    whole, _ = made("h264_late.ts")
+    data = Path(whole.path).read_bytes()
+    broken = tmp_path / "film.ts"
+    broken.write_bytes(data)
+    info = probe(broken)
+    broken.write_bytes(data[: len(data) // 2])  # after it was probed
+    clips = list(cut_clips(info, [span(info, 0, 20), span(info, 20, 100, 1), span(info, 100, info.frames, 2)]))
+    assert isinstance(clips[0], Clip)
+    assert [each.reason for each in clips[1:] if isinstance(each, ClipFailure)] == ["missing_frames"] * 2
+
+
+def test_damage_in_the_middle_fails_that_clip_only(
+    made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path
+) -> None:
+    whole, _ = made("h264_late.mkv")
+    info = probe(whole.path)
+    rank = int(info.decode_rank[60])
+    with av.open(whole.path) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        place = packets[rank].pos
+    data = bytearray(Path(whole.path).read_bytes())
+    data[place + 20 : place + 60] = b"\xff" * 40
+    broken = tmp_path / "film.mkv"
+    broken.write_bytes(data)
+    clips = list(
+        cut_clips(probe(broken), [span(info, 0, 40), span(info, 41, 80, 1), span(info, 90, 110, 2)], mode="exact")
+    )
+    assert [type(each) for each in clips] == [Clip, ClipFailure, Clip]
+
+
+def test_sound_that_mp4_cannot_carry_is_re_encoded_in_step(tmp_path: Path) -> None:
+    """A click in uncompressed sound stays within one audio frame of its place."""
+    path = tmp_path / "film.mkv"
+    labels = make_film(tmp_path / "silent.mp4", [Shot("bunny", 75)], size=SIZE, gop=25)
+    click_s = 1.7
+    with av.open(str(labels.path)) as source, av.open(str(path), "w") as out:
+        video = out.add_stream_from_template(source.streams.video[0])
+        sound = out.add_stream("pcm_s16le", rate=44100, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                out.mux(packet)
+        samples = np.zeros((1, 3 * 44100), dtype=np.int16)
+        samples[:, round(click_s * 44100) : round(click_s * 44100) + 40] = 20000
+        for at in range(0, samples.shape[1], 1000):
+            frame = av.AudioFrame.from_ndarray(samples[:, at : at + 1000], "s16", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, at, Fraction(1, 44100)
+            out.mux(sound.encode(frame))
+        out.mux(sound.encode(None))
+    info = probe(path)
+    (clip,) = cut_clips(info, [span(info, 30, 70)])
+    assert isinstance(clip, Clip)
+    with av.open(io.BytesIO(clip.data)) as container:
+        stream = container.streams.audio[0]
+        assert stream.codec_context.name == "aac"
+        heard, begin = [], None
+        for frame in container.decode(stream):
+            begin = frame.time if begin is None else begin
+            heard.append(frame.to_ndarray()[0])
+    wave = np.abs(np.concatenate(heard))
+    assert begin is not None
+    assert begin + int(np.argmax(wave)) / 44100 == pytest.approx(click_s - 30 / 25, abs=0.005)
+    assert len(wave) / 44100 <= 40 / 25 + 1024 / 44100
+
+
+def test_spans_out_of_order_are_refused(made: Callable[[str], tuple[VideoInfo, list[Cut]]]) -> None:
+    info, _ = made("h264.mp4")
+    with pytest.raises(ValueError, match="ascending"):
+        list(cut_clips(info, [span(info, 20, 40), span(info, 30, 50)]))
