@@ -8,7 +8,7 @@ Three things are computed once here that are usually computed for every pixel:
 
 * keys and values of the *text or image context* do not depend on the pixel, so all queries of a clip share one set;
 * over a context of *one token* (image-to-video) the softmax is 1: cross-attention is the same vector for every query,
-  `to_out(to_v(context))`, exactly. `to_q` and `to_k` get no gradient then, here as in every implementation;
+  `to_out(to_v(context))`, exactly. `norm2`, `to_q` and `to_k` have no gradient then (None here, zeros elsewhere);
 * the embedding of the frame index is computed once per frame.
 """
 
@@ -63,9 +63,12 @@ class Attention(nn.Module):
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return self.to_out[0](y.transpose(1, 2).reshape(x.shape))
 
-    def cross(self, x: Tensor, context: Tensor) -> Tensor:
-        """All tokens over a context. `x` (B, T, P, C); `context` (B, S, D), or (B, T, S, D) for one per frame.
+    def cross(self, x: Tensor, norm: nn.LayerNorm, context: Tensor) -> Tensor:
+        """All tokens over a context.
 
+        Args:
+            x: (B, T, P, C); read through `norm`, and not at all when the context is a single token.
+            context: (B, S, D), or (B, T, S, D) for one per frame.
         Returns:
             (B, T, P, C), or a tensor that broadcasts to it when the context is a single token.
         """
@@ -73,7 +76,7 @@ class Attention(nn.Module):
             y = self.to_out[0](self.to_v(context))
             return y if context.ndim == 4 else y.unsqueeze(1)
         n = x.shape[0] if context.ndim == 3 else x.shape[0] * x.shape[1]
-        q = self._split_heads(self.to_q(x), n, -1)
+        q = self._split_heads(self.to_q(norm(x)), n, -1)
         k, v = (self._split_heads(project(context), n, -1) for project in (self.to_k, self.to_v))
         return self._merge_heads(F.scaled_dot_product_attention(q, k, v), x.shape)
 
@@ -124,7 +127,7 @@ class SpatialTransformerBlock(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """`x` (B, T, P, C), `context` (B, S, D) or (B, T, S, D) -> (B, T, P, C)."""
         x = x + self.attn1.spatial(self.norm1(x))
-        x = x + self.attn2.cross(self.norm2(x), context)
+        x = x + self.attn2.cross(x, self.norm2, context)
         return x + self.ff(self.norm3(x))
 
 
@@ -146,7 +149,7 @@ class TemporalTransformerBlock(nn.Module):
         """`x` (B, T, P, C), `context` (B, S, D) or (B, T, S, D) -> (B, T, P, C)."""
         x = x + self.ff_in(self.norm_in(x))
         x = x + self.attn1.temporal(self.norm1(x))
-        x = x + self.attn2.cross(self.norm2(x), context)
+        x = x + self.attn2.cross(x, self.norm2, context)
         return x + self.ff(self.norm3(x))
 
 
