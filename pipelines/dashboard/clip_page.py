@@ -53,9 +53,9 @@ def show_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View,
                 f'poster="{film}.jpg?place={row["place"]}" aria-label="The clip"'
             )
             verdict = ui.label(", ".join(reasons) if reasons else "kept").classes("verdict")
-            verdict.classes(look(reasons)).style("margin-top: 12px")
-            name = f"decision {view.saved}" if view.saved else "the rules in this link"
-            html().content = part("pairs", [("By", name)])
+            verdict.classes(look(reasons)).style("margin-top: 12px; width: fit-content")
+            by = f"by decision {view.saved}" if view.saved else "by the rules in this link"
+            ui.label(by).classes("hint").style("display: inline-block; margin: 0 10px")
             _neighbours(dataset, row, bounds, link, view.query())
         with ui.element("section").classes("panel"):
             html("<h2>Scores</h2>")

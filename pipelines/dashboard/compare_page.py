@@ -23,7 +23,7 @@ class ComparePage:
             there = f"only {names[0]!r}" if names else "none"
             notice(f"Comparing takes two saved decisions; this dataset has {there}. Save another on the page Decide.")
             return
-        first = first or names[0]
+        first = first or ("default" if "default" in names else names[0])
         second = second or next(name for name in names if name != first)
         with ui.element("div").classes("top"):
             self.first = ui.select(names, label="First", value=first if first in names else None, on_change=self.show)
@@ -50,12 +50,12 @@ class ComparePage:
     def _content(self, first: str, second: str) -> str:
         found = diff(self.data.dataset, first, second, most=4 * _SHOWN)
         facts = [
-            ("Kept by both", figures.count(found["both"])),
-            (f"Only by {first}", figures.count(found["only_first"])),
-            (f"Only by {second}", figures.count(found["only_second"])),
-            ("By neither", figures.count(found["neither"])),
+            ("kept by both", figures.count(found["both"])),
+            (f"only by {first}", figures.count(found["only_first"])),
+            (f"only by {second}", figures.count(found["only_second"])),
+            ("kept by neither", figures.count(found["neither"])),
         ]
-        pieces = [f'<section class="panel"><h2>Clips</h2>{part("pairs", facts)}</section>']
+        pieces = [f'<section class="panel">{part("facts", facts)}</section>']
         for key, keeps, drops in (("only_first", first, second), ("only_second", second, first)):
             if found[key]:
                 rows = self._rows([clip for clip in found["clips"] if clip["kept_by"] == keeps][:_SHOWN], keeps)
@@ -67,7 +67,7 @@ class ComparePage:
                 )
         if not found["only_first"] and not found["only_second"]:
             pieces.append('<section class="panel"><p class="hint">They keep the same clips.</p></section>')
-        return "".join(pieces)
+        return f'<div class="stack">{"".join(pieces)}</div>'
 
     def _rows(self, clips: list[dict[str, Any]], keeps: str) -> list[dict[str, Any]]:
         why = {clip["clip_id"]: clip["reasons"] for clip in clips}

@@ -53,7 +53,7 @@ class DecidePage:
                     for score in scores.known
                     if scores.measured[score.name].scored or scores.measured[score.name].failed
                 }
-                with ui.element("section").classes("panel") as self.joint_panel:
+                with ui.element("section").classes("panel wide") as self.joint_panel:
                     html("<h3>Dropped by both</h3>")
                     self.joint = html().style("margin-top: 8px")
         with ui.element("div").classes("below"), ui.element("section").classes("panel"):

@@ -23,12 +23,13 @@ class LivePage:
         with ui.element("div").classes("below"):
             with ui.element("section").classes("panel"):
                 self.state = html()
+                self.speed = ui.label().classes("hint").style("margin-top: 10px")
                 self.chart = ui.echart(self._options(), renderer="svg").style("height: 220px; width: 100%")
             with ui.element("section").classes("panel"):
                 html("<h2>Processor time by stage</h2>")
                 self.cost = html()
             with ui.element("section").classes("panel"):
-                html("<h2>Failed lately</h2>")
+                html("<h2>Sources that could not be read</h2>")
                 self.failed = html()
         ui.timer(_EVERY_S, self.look)
 
@@ -37,7 +38,7 @@ class LivePage:
             "animation": False,
             "grid": {"left": 56, "right": 16, "top": 30, "bottom": 28},
             "tooltip": {"trigger": "axis"},
-            "xAxis": {"type": "value", "name": "s", "min": 0, "axisLabel": {"color": "#8b97a5"}},
+            "xAxis": {"type": "value", "name": "s", "axisLabel": {"color": "#8b97a5"}},
             "yAxis": {
                 "type": "value",
                 "name": "clips",
@@ -63,20 +64,22 @@ class LivePage:
         found = await background(self._read)
         self.seen = [*self.seen, (time.monotonic() - self.began, found["clips"], found["seconds"])][-_POINTS:]
         (t0, clips0, s0), (t1, clips1, s1) = self.seen[0], self.seen[-1]
-        speed = "–"
+        speed = "measuring the speed …"
         if t1 > t0 and s1 > s0:
             clips_per_minute = 60 * (clips1 - clips0) / (t1 - t0)
             speed = f"{(s1 - s0) / (t1 - t0):.1f} video-hours per hour, {clips_per_minute:.0f} clips a minute"
-        self.state.content = part(
-            "pairs",
-            [
-                ("State", "a job is writing to it" if found["running"] else "finished"),
-                ("Sources", f"{figures.count(found['ok'])} read, {figures.count(found['failed'])} not"),
-                ("Clips", figures.count(found["clips"])),
-                ("Video in clips", figures.clock(found["seconds"])),
-                ("Speed", speed if found["running"] else "–"),
-            ],
-        )
+        facts = [
+            (
+                "a job is writing" if found["running"] else "no job is writing",
+                "running" if found["running"] else "finished",
+            ),
+            (f"sources read, {figures.count(found['failed'])} not", figures.count(found["ok"])),
+            ("clips", figures.count(found["clips"])),
+            ("of video in clips", figures.clock(found["seconds"])),
+        ]
+        self.state.content = part("facts", facts)
+        self.speed.text = speed if found["running"] else ""
+        self.chart.set_visibility(found["running"])
         self.chart.options.update(self._options())
         self.cost.content = part("pairs", found["cost"])
         self.failed.content = part("pairs", found["lately"] or [("Nothing", "")])
