@@ -65,6 +65,7 @@ def decode(
     *,
     skip: Skip = "nothing",
     loop_filter: bool = True,
+    spared: np.ndarray | None = None,
     threads: int = 1,
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Decode in one forward pass; yields (frame number, frame) in presentation order.
@@ -76,6 +77,7 @@ def decode(
         wanted: frame numbers to reach; all when None.
         skip: frames that the decoder leaves out ("nonref": those that no other frame refers to).
         loop_filter: False leaves out deblocking: faster, and good enough for small pictures.
+        spared: bool per frame of the film: frames that `skip` does not apply to.
         threads: decoder threads; 0 lets the decoder choose.
 
     Raises:
@@ -95,11 +97,16 @@ def decode(
         context.skip_frame = _SKIP_FRAME[skip]
         if not loop_filter:
             context.options = {**context.options, "skip_loop_filter": "all"}
-        yield from _feed(info, container, stream, ranges)
+        yield from _feed(info, container, stream, ranges, skip, spared)
 
 
 def _feed(
-    info: VideoInfo, container: InputContainer, stream: VideoStream, ranges: list[tuple[int, int]]
+    info: VideoInfo,
+    container: InputContainer,
+    stream: VideoStream,
+    ranges: list[tuple[int, int]],
+    skip: Skip,
+    spared: np.ndarray | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     number_of = {int(at): number for number, at in enumerate(info.pts)}
     by_rank = np.argsort(info.decode_rank)
@@ -143,6 +150,8 @@ def _feed(
                 if not active and at_rank == start:
                     active = True
                 if active:
+                    if spared is not None:
+                        context.skip_frame = _SKIP_FRAME["nothing" if spared[number] else skip]
                     yield from numbered(sent(packet))
                 if at_rank >= stop - 1:
                     break

@@ -42,12 +42,15 @@ class FilmFrames:
 
         k counts from the film's start whatever the range, so the grids of 1, 2 and 4 fps nest.
         """
-        times = self.info.times_s
-        ticks = np.arange(int(np.floor(times[-1] * rate_fps + 0.5)) + 1) / rate_fps
-        pts = self.info.pts[np.unique(self._nearest(times, ticks))]
+        pts = self.info.pts[self._grid_numbers(rate_fps)]
         low = pts[0] if start_pts is None else start_pts
         high = self.info.end_pts if end_pts is None else end_pts
         return pts[(pts >= low) & (pts < high)]
+
+    def _grid_numbers(self, rate_fps: float) -> np.ndarray:
+        times = self.info.times_s
+        ticks = np.arange(int(np.floor(times[-1] * rate_fps + 0.5)) + 1) / rate_fps
+        return np.unique(self._nearest(times, ticks))
 
     def small(self, pts: np.ndarray, *, exact: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Small frames nearest to the given pts.
@@ -111,6 +114,28 @@ class FilmFrames:
             if wanted is None or number in wanted:
                 yield number, self._shrink(frame, size)
 
+    def draft(self, numbers: np.ndarray, spared: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode quickly, for small pictures: reference frames and those `spared` (bool per frame), no loop filter.
+
+        One pass that reaches the frames `numbers`. Frames of the 2 fps grid are decoded too, and kept small, so that
+        motion needs no second decode where the cuts have looked.
+        """
+        grid = self._grid_numbers(2.0)
+        spared = spared.copy()
+        spared[grid] = True
+        on_grid = set(grid.tolist())
+        for number, frame in self._decode(numbers, "nonref", loop_filter=False, spared=spared):
+            if number in on_grid and number not in self._cache:
+                self._keep({number: self._shrink(frame)})
+            yield number, frame
+
+    def exact(self, numbers: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
+        """Exactly the frames `numbers` in one pass, without loop filter; nothing is kept."""
+        wanted = set(np.asarray(numbers).tolist())
+        for number, frame in self._decode(numbers, "nothing", loop_filter=False):
+            if number in wanted:
+                yield number, frame
+
     def prefetch(self, small_pts: np.ndarray, full_pts: Sequence[int], short_side_px: int | None) -> None:
         """One forward pass for later `small(small_pts)` and `full(full_pts, short_side_px=...)` calls.
 
@@ -128,8 +153,10 @@ class FilmFrames:
                 self._waiting[number, short_side_px] = self._upright(frame, short_side_px)
         self._keep(fresh)
 
-    def _decode(self, numbers: np.ndarray, skip: Skip, *, loop_filter: bool) -> Iterator[tuple[int, VideoFrame]]:
-        passes = decode(self.info, numbers, skip=skip, loop_filter=loop_filter, threads=self.threads)
+    def _decode(
+        self, numbers: np.ndarray, skip: Skip, *, loop_filter: bool, spared: np.ndarray | None = None
+    ) -> Iterator[tuple[int, VideoFrame]]:
+        passes = decode(self.info, numbers, skip=skip, loop_filter=loop_filter, spared=spared, threads=self.threads)
         while True:
             began = time.process_time()
             item = next(passes, None)

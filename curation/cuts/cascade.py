@@ -1,52 +1,228 @@
-"""The cascade of section 2 of the paper: passes at 1, 2 and 4 fps, each with its own threshold."""
+"""The cascade: passes at 1, 2 and 4 fps, each with its own threshold, each inside what the earlier ones left.
 
-import cv2
+After section 2 of the paper (cuts at several frame rates, so that slow transitions show too). A pass compares
+neighbouring frames of its grid by PySceneDetect's ContentDetector; where the score passes the threshold, the frames
+around are examined at native rate: a step is a hard cut, a mixture is a gradual transition, and anything else
+(camera motion, passers-by, flashes) is thrown out. What is confirmed splits the film for the next pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import numpy as np
-from scenedetect import FrameTimecode
-from scenedetect.detectors import ContentDetector
 
 from curation.cuts.cut import Cut, cut_time_s
+from curation.cuts.pairs import THUMB_BYTES, ContentScore, plain_steps, thumb
+from curation.cuts.shots import Boundary, Limits, Run
 from curation.errors import CannotDecode
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo
 
-PASSES = ((1.0, 30.0), (2.0, 27.0), (4.0, 24.0))  # (fps, threshold of ContentDetector's score)
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass: frames `rate_fps` apart count as changed from `threshold` on (ContentDetector's units)."""
+
+    rate_fps: float
+    threshold: float
+
+
+# Thresholds chosen by the sweep (SWEEP.md): the largest that lose no labelled transition of the tuning half.
+PASSES = (Pass(1.0, 12.0), Pass(2.0, 12.0), Pass(4.0, 12.0))
+
+_CHUNK_FRAMES = 1500  # decoded frames examined together
+_CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
+_WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
+_TOUCHING_S = 0.1  # pieces of one transition lie no further apart
+_PLAIN_S = 1.0  # two boundaries around black or white are one transition if no further apart
 
 
 class CascadeDetector:
-    """Cuts by a cascade of sampling rates."""
+    """Cuts by a cascade of sampling rates over a film that is decoded at most once."""
 
     name = "cascade"
 
+    def __init__(self, limits: Limits | None = None, passes: Sequence[Pass] = PASSES) -> None:
+        self.limits = limits or Limits()
+        self.passes = tuple(passes)
+        self._content = ContentScore()
+
     def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
         film = frames or FilmFrames(info)
-        found: dict[int, Cut] = {}
-        for rate, threshold in PASSES:
-            pts, small = film.small(film.grid(rate))
-            if len(pts) == 0:
-                raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
-            scores = _scores(small)
-            numbers = np.searchsorted(info.pts, pts)
-            for k in np.flatnonzero(scores > threshold):
-                first, last = int(numbers[k - 1]), int(numbers[k])
-                if any(first < at <= last for at in found):
-                    continue
-                _, native = film.small(info.pts[first : last + 1])
-                steps = _scores(native)[1:]
-                at = first + 1 + int(np.argmax(steps))
-                if steps.max() > 0.6 * scores[k]:
-                    found[at] = Cut(at, cut_time_s(info, at), "hard", at, at, float(steps.max()), rate)
-                elif scores[k] > 60:
-                    moving = np.flatnonzero(steps > 0.4 * steps.max())
-                    start, end = first + 1 + int(moving[0]), min(info.frames - 1, first + 1 + int(moving[-1]))
-                    found[end] = Cut(end, cut_time_s(info, end), "gradual", start, end, float(scores[k]), rate)
-        return [found[at] for at in sorted(found)]
+        cuts = self._examine(info, film, np.arange(info.frames))
+        return sorted(cuts, key=lambda cut: cut.frame)
+
+    def _examine(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray) -> list[Cut]:
+        """Cuts in a stretch of consecutive frames, decoded once, in chunks."""
+        cuts: list[Cut] = []
+        decoded = 0
+        for chunk, thumbs, is_last in _chunks(info, film, numbers):
+            decoded += len(chunk)
+            if len(chunk) == 0:
+                continue
+            settled = len(chunk) if is_last else int(np.searchsorted(chunk, chunk[-1])) + 1
+            until = info.times_s[chunk[-1]] - (0 if is_last else _CONTEXT_S / 2)
+            begin = -1 if not cuts else cuts[-1].frame
+            for cut in self._cuts(info, film, chunk, thumbs):
+                if cut.start_frame > begin and (is_last or cut.time_s <= until):
+                    cuts.append(cut)
+            del settled
+        if decoded == 0:
+            raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
+        return cuts
+
+    def _cuts(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, thumbs: np.ndarray) -> list[Cut]:
+        numbers, times, thumbs = _with_black_ends(info, numbers, thumbs)
+        run = Run(thumbs, times, self.limits)
+        first, last = int(numbers[0] < 0), len(numbers) - 1 - int(numbers[-1] >= info.frames)
+        found = self._passes(run, first, last)
+        exact = _exact_steps(
+            film, [(int(numbers[b.before]), int(numbers[b.after])) for b, _ in found if b.kind == "hard"]
+        )
+        cuts = []
+        for boundary, rate in _merged_fades(found, run):
+            before, after = int(numbers[boundary.before]), int(numbers[boundary.after])
+            if boundary.kind == "hard":
+                at = exact.get((before, after), after)
+                cuts.append(Cut(at, cut_time_s(info, at), "hard", at, at, boundary.score, rate))
+            else:
+                cuts.append(Cut(after, cut_time_s(info, after), "gradual", before + 1, after, boundary.score, rate))
+        return cuts
+
+    def _passes(self, run: Run, first: int, last: int) -> list[tuple[Boundary, float]]:
+        found: list[tuple[Boundary, float]] = []
+        segments = [(0, len(run.times_s) - 1)]
+        for step in self.passes:
+            left = []
+            for low, high in segments:
+                new = self._boundaries(run, low, high, step, first, last)
+                found += [(boundary, step.rate_fps) for boundary in new]
+                edges = [low, *(edge for b in new for edge in (b.before, b.after)), high]
+                left += [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b > a]
+            segments = left
+        return sorted(found, key=lambda item: item[0].before)
+
+    def _boundaries(self, run: Run, low: int, high: int, step: Pass, first: int, last: int) -> list[Boundary]:
+        """Boundaries in one segment that a pass nominates and the native frames confirm."""
+        nominated = self._nominated(run, low, high, step)
+        abrupt = [
+            b
+            for a, z in nominated
+            for b in run.abrupt(max(a, first), min(z, last))
+            if low <= b.before and b.after <= high
+        ]
+        # Only a lone step between two pictures surely separates shots; others may be part of a longer transition.
+        sure = [b for b in abrupt if b.kind == "hard" and not (run.is_plain(b.before) or run.is_plain(b.after))]
+        edges = [low, *(edge for b in sure for edge in (b.before, b.after)), high]
+        found: list[Boundary] = []
+        for a, z in zip(edges[::2], edges[1::2], strict=True):
+            for begin, end in _windows(run.times_s, nominated, a, z):
+                found += [b for b in run.gradual(begin, end) if not any(_overlap(b, other) for other in found)]
+        found += [b for b in abrupt if not any(_overlap(b, other) for other in found)]
+        return sorted(found, key=lambda b: b.before)
+
+    def _nominated(self, run: Run, low: int, high: int, step: Pass) -> list[tuple[int, int]]:
+        """Ranges of positions between neighbouring grid frames that differ, adjacent ones joined."""
+        times = run.times_s
+        ticks = (
+            np.arange(np.ceil(times[low] * step.rate_fps), np.floor(times[high] * step.rate_fps) + 1) / step.rate_fps
+        )
+        inner = np.searchsorted(times[low : high + 1], ticks) + low
+        grid = np.unique(np.concatenate([[low], np.minimum(inner, high), [high]]))
+        if len(grid) < 2:
+            return []
+        scores = self._content.series(run.thumbs[grid])
+        ranges: list[tuple[int, int]] = []
+        for k in np.flatnonzero(scores >= step.threshold):
+            a, b = int(grid[k]), int(grid[k + 1])
+            if ranges and ranges[-1][1] == a:
+                ranges[-1] = (ranges[-1][0], b)
+            else:
+                ranges.append((a, b))
+        return ranges
 
 
-def _scores(images: np.ndarray) -> np.ndarray:
-    """ContentDetector's score of each image against the one before (0 for the first)."""
-    detector = ContentDetector()
-    scores = np.zeros(len(images))
-    for k, image in enumerate(images):
-        scores[k] = detector._calculate_frame_score(FrameTimecode(k, 25.0), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    return scores
+def _overlap(one: Boundary, other: Boundary) -> bool:
+    return one.before < other.after and other.before < one.after
+
+
+def _windows(times: np.ndarray, nominated: list[tuple[int, int]], low: int, high: int) -> Iterator[tuple[int, int]]:
+    """Windows of a few seconds inside low..high that cover the nominated ranges and their surroundings."""
+    covered = -1.0
+    for a, b in nominated:
+        if b <= low or a >= high:
+            continue
+        begin = max(times[low], times[a] - _MARGIN_S, covered - _HOP_S)
+        until = min(times[high], times[b] + _MARGIN_S)
+        while begin < until and covered < until:
+            end = min(until, begin + _WINDOW_S)
+            yield (
+                max(low, int(np.searchsorted(times, begin))),
+                min(high, int(np.searchsorted(times, end, side="right")) - 1),
+            )
+            covered = end
+            begin += _HOP_S
+
+
+def _chunks(info: VideoInfo, film: FilmFrames, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+    """(frame numbers, thumbs, whether it is the last) of a stretch, decoded in one pass, chunks overlapping."""
+    held: list[int] = []
+    rows: list[np.ndarray] = []
+    for number, frame in film.draft(numbers, np.zeros(info.frames, bool)):
+        if len(held) >= _CHUNK_FRAMES:
+            yield np.array(held), np.stack(rows), False
+            keep = int(np.searchsorted(info.times_s[held], info.times_s[held[-1]] - _CONTEXT_S))
+            held, rows = held[keep:], rows[keep:]
+        held.append(number)
+        rows.append(thumb(frame))
+    yield np.array(held, dtype=np.int64), np.stack(rows) if rows else np.zeros((0, THUMB_BYTES), np.uint8), True
+
+
+def _with_black_ends(
+    info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(numbers, times, thumbs) with a black frame before the film's first and after its last: what it fades from."""
+    black = np.full((1, THUMB_BYTES), 128, np.uint8)
+    black[:, : THUMB_BYTES * 2 // 3] = 0 if info.color_range == "pc" else 16
+    tick = info.duration_s / info.frames
+    times = info.times_s[numbers]
+    if numbers[0] == 0:
+        numbers, times = np.concatenate([[-1], numbers]), np.concatenate([[times[0] - tick], times])
+        thumbs = np.concatenate([black, thumbs])
+    if numbers[-1] == info.frames - 1:
+        numbers, times = np.concatenate([numbers, [info.frames]]), np.concatenate([times, [times[-1] + tick]])
+        thumbs = np.concatenate([thumbs, black])
+    return numbers, times, thumbs
+
+
+def _merged_fades(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundary, float]]:
+    """A fade out and the fade in after it become one transition; so do pieces of a gradual one that touch."""
+    merged: list[tuple[Boundary, float]] = []
+    for boundary, rate in found:
+        if merged:
+            earlier, earlier_rate = merged[-1]
+            gap_s = run.times_s[boundary.before] - run.times_s[earlier.after]
+            touching = gap_s <= _TOUCHING_S and "gradual" in (boundary.kind, earlier.kind)
+            between = range(earlier.after, boundary.before + 1)
+            if touching or (gap_s <= _PLAIN_S and any(run.is_plain(k) for k in between)):
+                score = max(earlier.score, boundary.score)
+                after = max(earlier.after, boundary.after)
+                merged[-1] = (Boundary(earlier.before, after, "gradual", score), min(rate, earlier_rate))
+                continue
+        merged.append((boundary, rate))
+    return merged
+
+
+def _exact_steps(film: FilmFrames, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
+    """First frame of the new shot for hard cuts between decoded frames with others between them."""
+    apart = [(a, b) for a, b in pairs if b - a > 1]
+    if not apart:
+        return {}
+    numbers = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in apart]))
+    rows = {n: thumb(frame) for n, frame in film.exact(numbers)}
+    places = {}
+    for a, b in apart:
+        known = [n for n in range(a, b + 1) if n in rows]
+        if len(known) > 1:
+            places[a, b] = known[1 + int(np.argmax(plain_steps(np.stack([rows[n] for n in known]))))]
+    return places

@@ -1,0 +1,118 @@
+"""Gradual transitions: spans of frames that are mixtures of the frame before and the frame after.
+
+During a dissolve from a to b, m_t = (1 - alpha_t) a + alpha_t b with alpha rising from 0 to 1; a fade is the same
+with a plain colour at one end. Projecting every frame of a window on the line from a to b gives alpha_t and how far
+the frame lies off that line. A pan or a zoom also turns a into b, but by other pictures: its frames lie far off.
+Everything follows from the matrix of squared distances between the frames of the window, at 16x9 so that small
+motion inside either shot does not matter.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curation.cuts.pairs import HEIGHT, WIDTH
+
+_COARSE = (16, 9)
+
+
+def coarse(thumbs: np.ndarray) -> np.ndarray:
+    """(N, 432) float32: each thumb's planes averaged to 16x9."""
+    n, light = len(thumbs), WIDTH * HEIGHT
+    width, height = _COARSE
+    y = thumbs[:, :light].reshape(n, height, HEIGHT // height, width, WIDTH // width)
+    uv = thumbs[:, light:].reshape(n, 2, height, HEIGHT // height // 2, width, WIDTH // width // 2)
+    return np.concatenate(
+        [y.mean((2, 4), dtype=np.float32).reshape(n, -1), uv.mean((3, 5), dtype=np.float32).reshape(n, -1)], axis=1
+    )
+
+
+def squared_distances(rows: np.ndarray) -> np.ndarray:
+    """(N, N) mean squared distances between rows."""
+    norms = (rows**2).sum(1)
+    return np.maximum(norms[:, None] + norms[None] - 2 * rows @ rows.T, 0) / rows.shape[1]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A span of a window that a mixture of its ends explains: positions of the last and first pure frame."""
+
+    start: int
+    end: int
+    change: float  # root mean square distance between the two ends, in grey levels
+    off_line: float  # root mean square distance of the frames between from the line, as a share of `change`
+    bend: float  # mean |alpha_t - its straight line|
+
+
+def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits") -> list[Mixture]:
+    """All spans of a window that pass the limits, most change first.
+
+    Args:
+        distances: squared distances of the window's frames (n, n).
+        times_s: their display times (n,).
+    """
+    n = len(times_s)
+    found = []
+    for start in range(n - 2):
+        ends = np.arange(start + 2, n)
+        length = times_s[ends] - times_s[start]
+        fits = (length >= limits.shortest_s) & (length <= limits.longest_s)
+        ends = ends[fits & (distances[start, ends] > limits.change**2)]
+        if len(ends) == 0:
+            continue
+        inner = np.arange(start + 1, int(ends[-1]))
+        alpha, off2 = _projected(distances, start, ends, inner)
+        line = (times_s[inner] - times_s[start]) / (times_s[ends] - times_s[start])[:, None]
+        between = inner < ends[:, None]
+        count = between.sum(1)
+        off = np.sqrt((off2 * between).sum(1) / count)
+        bend = (np.abs(alpha - line) * between).sum(1) / count
+        for k in np.flatnonzero((off <= limits.off_line) & (bend <= limits.bend)):
+            change = float(np.sqrt(distances[start, ends[k]]))
+            found.append(Mixture(start, int(ends[k]), change, float(off[k]), float(bend[k])))
+    return sorted(found, key=lambda m: m.change * (1 - 2 * m.bend - 0.5 * m.off_line), reverse=True)
+
+
+@dataclass(frozen=True)
+class MixtureLimits:
+    """What still counts as a mixture. The values are chosen by the sweep (SWEEP.md)."""
+
+    shortest_s: float = 0.12
+    longest_s: float = 3.0
+    change: float = 14.0  # grey levels
+    off_line: float = 0.45
+    bend: float = 0.12
+    search_fps: float = 12.5  # spans are searched at this rate and refined at the decoded one
+    ramp_error: float = 0.12  # of alpha against its ramp, still margins included
+    # A span is believed if difference(ends) * exp(slack - doubt * off_line) >= 1: the further its frames lie off the
+    # line, the more different the ends must be.
+    slack: float = 0.6
+    doubt: float = 4.2
+
+
+def _projected(distances: np.ndarray, start: int, ends: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(alpha, squared distance from the line / squared change), each (ends, inner), by the law of cosines."""
+    total = np.maximum(distances[start, ends], 1e-3)[:, None]
+    alpha = (distances[start, inner] + total - distances[np.ix_(ends, inner)]) / (2 * total)
+    return alpha, np.maximum(distances[start, inner] / total - alpha**2, 0)
+
+
+def off_line_share(distances: np.ndarray, start: int, end: int) -> float:
+    """Root mean square distance of the frames between `start` and `end` from their line, as a share of the change."""
+    _, off2 = _projected(distances, start, np.array([end]), np.arange(start + 1, end))
+    return float(np.sqrt(off2.mean()))
+
+
+def ramp(distances: np.ndarray, times_s: np.ndarray, low: int, high: int) -> tuple[int, int, float]:
+    """Where alpha leaves 0 and where it reaches 1 between the pure frames `low` and `high` of a window.
+
+    Least squares over "0 until start, straight to 1 at end, 1 after"; returns (start, end, root mean square error).
+    """
+    inner = np.arange(low, high + 1)
+    alpha = _projected(distances, low, np.array([high]), inner)[0][0]
+    t = times_s[inner]
+    starts, ends = np.triu_indices(len(inner), 1)
+    model = np.clip((t - t[starts][:, None]) / (t[ends] - t[starts])[:, None], 0, 1)
+    errors = ((model - alpha) ** 2).mean(1)
+    best = int(np.argmin(errors))
+    return low + int(starts[best]), low + int(ends[best]), float(np.sqrt(errors[best]))

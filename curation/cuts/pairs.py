@@ -1,0 +1,109 @@
+"""How different two frames are, with and without tolerance to motion.
+
+All of it works on thumbs: 64x36 luma and two 32x18 chroma planes of a frame as one row of bytes, whatever the film's
+size and aspect. Rows of a film stand in one array (N, THUMB_BYTES), so that most comparisons are one numpy call.
+"""
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from scenedetect import FrameTimecode
+from scenedetect.detectors import ContentDetector, HistogramDetector
+
+from curation.frames import shrunk_planes
+
+WIDTH, HEIGHT = 64, 36
+_LUMA = WIDTH * HEIGHT
+_CHROMA = _LUMA // 4
+THUMB_BYTES = _LUMA + 2 * _CHROMA
+
+# Shifts tried by the block match: a sixth of the width, a sixth of the height.
+_REACH_X, _REACH_Y = 10, 6
+_SHIFTS = [(dy, dx) for dy in range(-_REACH_Y, _REACH_Y + 1, 2) for dx in range(-_REACH_X, _REACH_X + 1, 2)]
+_BLOCK_W, _BLOCK_H = 8, 6
+
+
+def thumb(frame: VideoFrame) -> np.ndarray:
+    """(THUMB_BYTES,) uint8 of a decoded frame, as stored (not turned upright)."""
+    planes = shrunk_planes(frame, (WIDTH, HEIGHT))
+    if planes is None:
+        rgb = frame.to_ndarray(format="rgb24", width=WIDTH, height=HEIGHT, interpolation="AREA")
+        planes = list(cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV)))
+    y, u, v = planes
+    small = (WIDTH // 2, HEIGHT // 2)
+    u, v = (cv2.resize(plane, small, interpolation=cv2.INTER_AREA) for plane in (u, v))
+    return np.concatenate([y.ravel(), u.ravel(), v.ravel()])
+
+
+def luma(thumbs: np.ndarray) -> np.ndarray:
+    """(..., 36, 64) luma of thumbs (..., THUMB_BYTES)."""
+    return thumbs[..., :_LUMA].reshape(*thumbs.shape[:-1], HEIGHT, WIDTH)
+
+
+def bgr(one: np.ndarray) -> np.ndarray:
+    """One thumb as a BGR picture (36, 64, 3) for PySceneDetect's detectors."""
+    half = (HEIGHT // 2, WIDTH // 2)
+    chroma = one[_LUMA:].reshape(2, *half).repeat(2, axis=1).repeat(2, axis=2)
+    picture = np.ascontiguousarray(np.stack([luma(one), chroma[1], chroma[0]], axis=-1))
+    return cv2.cvtColor(picture, cv2.COLOR_YCrCb2BGR)
+
+
+class ContentScore:
+    """PySceneDetect's ContentDetector as a score of two thumbs: mean change of hue, saturation and brightness."""
+
+    def __init__(self) -> None:
+        self._detector = ContentDetector()
+
+    def series(self, thumbs: np.ndarray) -> np.ndarray:
+        """Score of each thumb against the one before it; (N - 1,) for (N, THUMB_BYTES)."""
+        self._detector._last_frame = None
+        scores = [
+            self._detector._calculate_frame_score(FrameTimecode(k, 25.0), bgr(one)) for k, one in enumerate(thumbs)
+        ]
+        return np.array(scores[1:])
+
+
+def plain_steps(thumbs: np.ndarray) -> np.ndarray:
+    """Mean absolute change of luma plus that of chroma from each thumb to the next: (N - 1,) float."""
+    steps = np.empty(max(0, len(thumbs) - 1), np.float32)
+    for k in range(len(steps)):  # row by row stays in the cache; the whole array at once does not
+        change = cv2.absdiff(thumbs[k], thumbs[k + 1]).ravel()
+        steps[k] = change[:_LUMA].mean() + change[_LUMA:].mean()
+    return steps
+
+
+def unexplained(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean luma difference left after every block of `second` took its best match nearby in `first` (0..255)."""
+    padded = cv2.copyMakeBorder(luma(first), _REACH_Y, _REACH_Y, _REACH_X, _REACH_X, cv2.BORDER_REFLECT)
+    target = luma(second)
+    best: np.ndarray | None = None
+    for dy, dx in _SHIFTS:
+        y, x = _REACH_Y + dy, _REACH_X + dx
+        difference = cv2.absdiff(target, padded[y : y + HEIGHT, x : x + WIDTH])
+        sums = cv2.blur(difference, (_BLOCK_W, _BLOCK_H))[_BLOCK_H // 2 :: _BLOCK_H, _BLOCK_W // 2 :: _BLOCK_W]
+        best = sums if best is None else np.minimum(best, sums)
+    assert best is not None
+    return float(best.mean())
+
+
+def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """1 - Bhattacharyya coefficient of the joint colour histograms (16 luma x 8 x 8 chroma bins): 0 alike, 1 disjoint."""
+    return float(1.0 - np.sqrt(_histogram(first) * _histogram(second)).sum())
+
+
+def _histogram(one: np.ndarray) -> np.ndarray:
+    light = luma(one)[::2, ::2].ravel() >> 4
+    colours = one[_LUMA:].reshape(2, -1) >> 5
+    bins = (light.astype(np.int64) << 6) + (colours[0].astype(np.int64) << 3) + colours[1]
+    return np.bincount(bins, minlength=1024) / len(bins)
+
+
+def is_plain(one: np.ndarray, spread: float = 5.0) -> bool:
+    """Whether the frame shows one flat colour (black, white)."""
+    return bool(luma(one).std() < spread)
+
+
+def light_histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """1 - correlation of PySceneDetect's HistogramDetector's luma histograms."""
+    a, b = (HistogramDetector.calculate_histogram(bgr(one), bins=32) for one in (first, second))
+    return float(1.0 - cv2.compareHist(a, b, cv2.HISTCMP_CORREL))

@@ -1,0 +1,155 @@
+"""Shot boundaries in a run of decoded frames: abrupt ones as steps, gradual ones as mixtures.
+
+Works on the thumbs of the frames that were decoded, which need not be all; positions below count in those.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
+from curation.cuts.pairs import histogram_distance, is_plain, plain_steps, unexplained
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of the analysis at native rate, chosen by the sweep (SWEEP.md)."""
+
+    step: float = 12.0  # least change of an abrupt cut, grey levels (luma + chroma)
+    outlier: float = 2.0  # ... and at least this many times the median step around it
+    unexplained: float = 9.0  # what block matching leaves between two different shots, grey levels
+    histogram: float = 0.12  # colour histogram distance between two different shots
+    around_s: float = 0.5  # neighbourhood of a step
+    flash_s: float = 0.35  # a picture that comes back within this time was interrupted, not cut
+    one_step: float = 0.75  # a step that makes this share of the change is a hard cut, whatever moves beside it
+    mixture: MixtureLimits = field(default_factory=MixtureLimits)
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Positions: the last frame before, and the first after. Hard if they are neighbours and the step was one."""
+
+    before: int
+    after: int
+    kind: str  # "hard" or "gradual"
+    score: float
+
+
+class Run:
+    """Consecutive decoded frames of a film: thumbs (N, THUMB_BYTES) and display times (N,) in seconds."""
+
+    def __init__(self, thumbs: np.ndarray, times_s: np.ndarray, limits: Limits) -> None:
+        self.thumbs = thumbs
+        self.times_s = times_s
+        self.limits = limits
+        self.steps = plain_steps(thumbs)
+        self._different: dict[tuple[int, int], float] = {}
+
+    def difference(self, a: int, b: int) -> float:
+        """How surely frames a and b show different shots, motion aside; from 1 on they do."""
+        if (a, b) not in self._different:
+            first, second = self.thumbs[a], self.thumbs[b]
+            colours = histogram_distance(first, second) / self.limits.histogram
+            blocks = unexplained(first, second) / self.limits.unexplained if colours >= 1 else 0.0
+            self._different[a, b] = min(colours, blocks)
+        return self._different[a, b]
+
+    def abrupt(self, low: int, high: int) -> list[Boundary]:
+        """Hard cuts (and transitions of a few frames) among the steps low..high-1."""
+        found = []
+        for first, last in self._runs_of_large_steps(low, high):
+            peak = first + int(np.argmax(self.steps[first : last + 1]))
+            if first < last and self._blends(first, last + 1):
+                before, after, kind = first, last + 1, "gradual"
+            else:
+                before, after, kind = peak, peak + 1, "hard"
+            score = self.difference(before, after)
+            if score >= 1 and not self._interrupted(before, after):
+                found.append(Boundary(before, after, kind, score))
+        return found
+
+    def _blends(self, before: int, after: int) -> bool:
+        """Whether the few frames between are mixtures of the two, none of the steps being most of the way."""
+        distances = squared_distances(coarse(self.thumbs[before : after + 1]))
+        end = after - before
+        if off_line_share(distances, 0, end) > self.limits.mixture.off_line:
+            return False
+        share = np.sqrt(distances[np.arange(end), np.arange(1, end + 1)] / distances[0, end])
+        return bool(share.max() < self.limits.one_step)
+
+    def _runs_of_large_steps(self, low: int, high: int) -> list[tuple[int, int]]:
+        large = []
+        for k in range(low, high):
+            if self.steps[k] < self.limits.step:
+                continue
+            near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
+            near[max(0, k - 1) : k + 2] = False
+            rest = float(np.median(self.steps[near])) if near.any() else 0.0
+            if self.steps[k] >= self.limits.outlier * rest:
+                large.append(k)
+        runs: list[tuple[int, int]] = []
+        for k in large:
+            if runs and k == runs[-1][1] + 1:
+                runs[-1] = (runs[-1][0], k)
+            else:
+                runs.append((k, k))
+        return runs
+
+    def _interrupted(self, before: int, after: int) -> bool:
+        """Whether the picture before comes back soon after, or that after was there shortly before (flash, passer-by)."""
+        reach = self.limits.flash_s
+        later = np.flatnonzero((self.times_s > self.times_s[after]) & (self.times_s <= self.times_s[after] + reach))
+        earlier = np.flatnonzero((self.times_s < self.times_s[before]) & (self.times_s >= self.times_s[before] - reach))
+        if any(self.difference(before, int(k)) < 1 for k in later):
+            return True
+        return any(self.difference(int(k), after) < 1 for k in earlier)
+
+    def gradual(self, low: int, high: int) -> list[Boundary]:
+        """Gradual transitions among the frames low..high, a window of a few seconds inside one segment."""
+        if high - low < 3:
+            return []
+        limits = self.limits.mixture
+        distances, times = squared_distances(coarse(self.thumbs[low : high + 1])), self.times_s[low : high + 1]
+        every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
+        thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
+        found: list[Boundary] = []
+        taken = np.zeros(len(times), bool)
+        tried = np.zeros(len(times), bool)
+        for mixture in mixtures(distances[np.ix_(thin, thin)], times[thin], limits):
+            start, end = int(thin[mixture.start]), int(thin[mixture.end])
+            if taken[start : end + 1].any() or tried[start : end + 1].all():
+                continue
+            tried[start : end + 1] = True
+            start, end, error = self._refined(distances, times, start, end, low)
+            if end - start < 2 or error > limits.ramp_error or taken[start + 1 : end].any():
+                continue
+            off_line = off_line_share(distances, start, end)
+            score = self.difference(low + start, low + end) * float(np.exp(limits.slack - limits.doubt * off_line))
+            if self.difference(low + start, low + end) < 1 or score < 1:
+                continue
+            taken[start : end + 1] = True
+            found.append(Boundary(low + start, low + end, "gradual", score))
+        return sorted(found, key=lambda b: b.before)
+
+    def _refined(
+        self, distances: np.ndarray, times: np.ndarray, start: int, end: int, offset: int
+    ) -> tuple[int, int, float]:
+        """Where the ramp begins and ends exactly, and how well it fits with the still frames on either side.
+
+        Beside a plain end (of a fade) there is another ramp, so the margin there goes no further than it stays plain.
+        """
+        margin = max(0.25, 0.3 * float(times[end] - times[start]))
+        low, high = start, end
+        start_plain, end_plain = self.is_plain(offset + start), self.is_plain(offset + end)
+        while low > 0 and times[start] - times[low - 1] <= margin:
+            if start_plain and not self.is_plain(offset + low - 1):
+                break
+            low -= 1
+        while high < len(times) - 1 and times[high + 1] - times[end] <= margin:
+            if end_plain and not self.is_plain(offset + high + 1):
+                break
+            high += 1
+        return ramp(distances, times, low, high)
+
+    def is_plain(self, k: int) -> bool:
+        return is_plain(self.thumbs[k])
