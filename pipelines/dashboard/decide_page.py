@@ -115,7 +115,7 @@ class DecidePage:
         drops = {row["filter"]: row for row in self.what.filters if not row["unscored"]}
         for name, card in self.cards.items():
             card.show(bounds.get(name), drops.get(name), (summaries or {}).get(name), self.view.rule(name))
-        self.changed_note.set_visibility(self.view.saved is None)
+        self.changed_note.set_visibility(self.view.saved is None and bool(self.view.rules.rules))
         if self.saved.value != self.view.saved:
             self.saved.set_value(self.view.saved)
         self.export.set_enabled(self.view.saved is not None)
@@ -167,7 +167,7 @@ class DecidePage:
         rows = self.data.rows(f"SELECT place FROM scores WHERE {where} ORDER BY hash(place) LIMIT {self.shown}")
         badge = name.rpartition(" ")[0] if kind == "reason" and not name.startswith("gate:") else None
         grid = part("clips", dressed(self.data, what.bounds, rows, self.view.query(), badge), self.link)
-        return grid if rows else '<p class="hint">No clips here.</p>', len(rows) == self.shown
+        return grid if rows else '<p class="hint clips-none">No clips here.</p>', len(rows) == self.shown
 
     def _both_sides(self, name: str, what: WhatIf) -> tuple[str, bool]:
         bound = next(bound for bound in what.bounds if bound.rule.score == name)
@@ -176,7 +176,7 @@ class DecidePage:
             rows = self.data.rows(sql)
             full = full or len(rows) == self.shown // 2
             grid = part("clips", dressed(self.data, what.bounds, rows, self.view.query(), name), self.link)
-            none = '<p class="hint">No clips here.</p>'
+            none = '<p class="hint clips-none">No clips here.</p>'
             pieces.append(f"<div><h3>{title}</h3>{grid if rows else none}</div>")
         return f'<div class="side">{"".join(pieces)}</div>', full
 
