@@ -16,7 +16,8 @@ from av.video.frame import VideoFrame
 
 from curation.clips.assemble import ClipError, Job
 from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
-from curation.clips.keys import SPLICED_CODECS, entry_frames
+from curation.clips.encode import keeps_pixels
+from curation.clips.keys import SPLICED_CODECS, entry_frames, lacks_presentation_times
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
 from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
@@ -54,7 +55,8 @@ def _layouts(info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode) -> list[Lay
     entries = entry_frames(info)
     if mode == "keyframe":
         return [keyframe_layout(span, info, entries) for span in spans]
-    return [smart_layout(span, info, entries, info.codec in SPLICED_CODECS) for span in spans]
+    can_splice = info.codec in SPLICED_CODECS and keeps_pixels(info)
+    return [smart_layout(span, info, entries, can_splice) for span in spans]
 
 
 class _Pass:
@@ -75,12 +77,15 @@ class _Pass:
         self.number_of = {int(at): number for number, at in enumerate(info.pts)}
         self.open: deque[Job] = deque()
         self.next_span = 0
+        self._decoding = False  # the decoder is inside a range
+        self._untimed = False  # the file does not say when frames are shown
 
     def run(self) -> Iterator[Clip | ClipFailure]:
         container, stream = open_video(self.info.path)
         with container:
             self.stream = stream
             self.sound = _sound_reader(container)
+            self._untimed = lacks_presentation_times(self.info, stream)
             context = stream.codec_context
             context.thread_count = self.threads
             context.thread_type = "AUTO" if self.threads != 1 else "SLICE"
@@ -114,6 +119,7 @@ class _Pass:
             self.next_span += 1
 
     def _take(self, packet: av.Packet) -> None:
+        """Copy the packet, decode it, both, or neither."""
         at = packet.pts if packet.pts is not None else packet.dts
         number = self.number_of.get(at) if at is not None else None
         rank = None if number is None else int(self.info.decode_rank[number])
@@ -134,8 +140,6 @@ class _Pass:
             job = self._job(int(self.copied_by[number]))
             if job is not None:
                 job.copy(number, packet)
-
-    _decoding = False
 
     def _job(self, index: int) -> Job | None:
         return next((job for job in self.open if job.index == index), None)
@@ -193,6 +197,12 @@ class _Pass:
 
     def _finish(self, job: Job, broken: str | None) -> Clip | ClipFailure:
         try:
+            if self._untimed:
+                raise ClipError(
+                    "no_presentation_times",
+                    f"{self.info.path}: its packets do not say when their frames are shown (B-frames in AVI); "
+                    "remux it first: ffmpeg -fflags +genpts -i FILM -c copy FILM.mkv",
+                )
             if broken is not None and not job.complete:
                 raise ClipError("corrupt", broken)
             sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)

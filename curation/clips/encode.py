@@ -5,12 +5,14 @@ as veryfast at the same PSNR for 10 to 30 % more bytes, and edges are few. One t
 do not depend on the machine.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import av
 from av.video.codeccontext import VideoCodecContext
-from av.video.frame import VideoFrame
+from av.video.frame import PictureType, VideoFrame
+from av.video.reformatter import ColorRange, Colorspace
 
 from curation.probe import VideoInfo
 
@@ -18,6 +20,8 @@ from curation.probe import VideoInfo
 # without one replacing the other. Encoders in use count from 0.
 OUR_SPS_ID = 31
 
+# By bit depth and chroma sampling (VP9 bitstream specification, section 7.2).
+_VP9_PROFILES = {"yuv420p": 0, "yuv422p": 1, "yuv444p": 1, "yuv420p10le": 2, "yuv422p10le": 3, "yuv444p10le": 3}
 _X264_PROFILES = {"Constrained Baseline": "baseline", "Baseline": "baseline", "Main": "main"}
 
 
@@ -33,6 +37,19 @@ class Encoded:
 def output_codec(codec: str) -> str:
     """The codec that whole clips are re-encoded to: the film's own where clips play everywhere, else H.264."""
     return codec if codec in ("h264", "hevc") else "h264"
+
+
+_LIBRARIES = {"h264": "libx264", "hevc": "libx265", "vp9": "libvpx-vp9"}
+
+
+def keeps_pixels(info: VideoInfo) -> bool:
+    """Whether the film's codec can be re-encoded in the film's own pixel format, as a splice needs."""
+    return info.codec in _LIBRARIES and info.pixel_format in _pixel_formats(_LIBRARIES[info.codec])
+
+
+@functools.cache
+def _pixel_formats(library: str) -> tuple[str, ...]:
+    return tuple(each.name for each in av.Codec(library, "w").video_formats or ())
 
 
 class PieceEncoder:
@@ -55,8 +72,8 @@ class PieceEncoder:
             self._context = self._open(frame)
         context = self._context
         if (frame.width, frame.height, frame.format.name) != (context.width, context.height, context.pix_fmt):
-            frame = frame.reformat(context.width, context.height, context.pix_fmt)
-        frame.pict_type = av.video.frame.PictureType.NONE  # else the encoder repeats the film's frame types
+            frame = _converted(frame, context)
+        frame.pict_type = PictureType.NONE  # else the encoder repeats the film's frame types
         frame.time_base = self.info.time_base
         return self._taken(context.encode(frame))
 
@@ -76,9 +93,9 @@ class PieceEncoder:
         return out
 
     def _open(self, frame: VideoFrame) -> VideoCodecContext:
-        library, options = self._settings()
+        library = _LIBRARIES[self.codec]
         context: Any = av.CodecContext.create(library, "w")
-        formats = [each.name for each in context.codec.video_formats]
+        formats = _pixel_formats(library)
         pixels = frame.format.name
         if pixels not in formats:
             deep = any(component.bits > 8 for component in frame.format.components)
@@ -87,16 +104,18 @@ class PieceEncoder:
         context.time_base = self.info.time_base
         context.framerate = self.info.nominal_rate
         context.sample_aspect_ratio = self.info.sample_aspect_ratio
-        context.color_range = frame.color_range
-        context.colorspace = frame.colorspace
         context.color_primaries = frame.color_primaries
         context.color_trc = frame.color_trc
+        if frame.format.is_rgb:
+            context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        else:
+            context.colorspace, context.color_range = frame.colorspace, frame.color_range
         context.thread_count = 1
-        context.options = options
+        context.options = self._settings()
         context.open()
         return context
 
-    def _settings(self) -> tuple[str, dict[str, str]]:
+    def _settings(self) -> dict[str, str]:
         if self.codec == "h264":
             # mbtree=0: with AVX-512, x264's macroblock tree reads memory that nobody wrote when the width is no
             # multiple of 256, and the bytes differ from run to run (found with MALLOC_PERTURB_).
@@ -108,23 +127,34 @@ class PieceEncoder:
                 options["profile"] = _X264_PROFILES[self.info.profile]
             if self.splice and _never_reorders(self.info):
                 options["bf"] = "0"
-            return "libx264", options
+            return options
         if self.codec == "hevc":
             params = "open-gop=0:repeat-headers=1:info=0:pools=none:frame-threads=1:log-level=none"
             if self.splice and _never_reorders(self.info):
                 params += ":bframes=0"
-            return "libx265", {"preset": "superfast", "crf": "18", "x265-params": params}
+            return {"preset": "superfast", "crf": "18", "x265-params": params}
         if self.codec == "vp9":
             # No hidden frames: each packet shows one frame, so pieces can be joined at any packet.
-            return "libvpx-vp9", {
+            return {
                 "deadline": "realtime",
                 "cpu-used": "6",
                 "crf": "20",
                 "b": "0",
                 "auto-alt-ref": "0",
                 "lag-in-frames": "0",
+                "profile": str(_VP9_PROFILES.get(self.info.pixel_format, 0)),
             }
         raise ValueError(f"no encoder for {self.codec}")
+
+
+def _converted(frame: VideoFrame, context: VideoCodecContext) -> VideoFrame:
+    """The frame in the encoder's size and pixel format, with its time."""
+    to_video = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+    changed = frame.reformat(
+        context.width, context.height, context.pix_fmt, **(to_video if frame.format.is_rgb else {})
+    )
+    changed.pts = frame.pts
+    return changed
 
 
 def _never_reorders(info: VideoInfo) -> bool:

@@ -10,6 +10,7 @@ import functools
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 
 from curation.clips import bitstream
 from curation.probe import VideoInfo, open_video
@@ -33,11 +34,25 @@ def entry_frames(info: VideoInfo) -> np.ndarray:
     return _idr_frames(info) if info.codec == "h264" else np.flatnonzero(info.keyframe)
 
 
+def lacks_presentation_times(info: VideoInfo, stream: VideoStream) -> bool:
+    """Whether times in the file follow decoding order although frames are reordered: H.264 with B-frames in AVI."""
+    in_order = bool((info.decode_rank[1:] > info.decode_rank[:-1]).all())
+    return (
+        info.container == "avi"
+        and info.codec in ("h264", "hevc")
+        and in_order
+        and info.frames > 1
+        and bool(stream.codec_context.has_b_frames)
+    )
+
+
 def _idr_frames(info: VideoInfo) -> np.ndarray:
     number_of = {int(info.pts[key]): int(key) for key in np.flatnonzero(info.keyframe)}
     found: list[int] = []
     container, stream = open_video(info.path)
     with container:
+        if lacks_presentation_times(info, stream):
+            return np.empty(0, dtype=np.int64)
         size = bitstream.length_size("h264", stream.codec_context.extradata)
         try:
             for packet in container.demux(stream):

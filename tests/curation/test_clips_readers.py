@@ -95,7 +95,7 @@ def test_opencv_reads_every_frame(smart_clip: Get, tmp_path: Path, name: str) ->
 def test_pyav_finds_any_frame_by_seeking(smart_clip: Get, name: str) -> None:
     """As a random-access loader does: seek to the key frame before, decode on to the frame.
 
-    Leading frames of an open GOP (26, 46) are left out there: mp4 seeks to the key frame after them, in the film as well.
+    Not the leading frames of an open GOP (26, 46): mp4 seeks to the key frame after them, in the film as well.
     """
     info, clip = smart_clip(name)
     film = _upright(info)
