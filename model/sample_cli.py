@@ -305,6 +305,7 @@ class _Run:
             loras.load(directory, name=f"{i}-{Path(directory).name}", scale=scale)
         if common.lora:
             loras.merge()  # no adapter costs anything during the steps
+        self.model.unet.prepare_for_sampling()
 
     def _options(self) -> SamplingOptions:
         common, description = self.common, self.model.description

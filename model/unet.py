@@ -248,13 +248,20 @@ class VideoUNet(nn.Module):
         """Choose the fastest layout for evaluation on the device the weights are on; call it once they are there.
 
         On a CPU, weights are packed for oneDNN (`onednn.py`; memory for a second copy); on a GPU, convolution weights
-        become channels-last in place. Results stay the same up to rounding; training and saving still work.
+        become channels-last in place. Results stay the same up to rounding; `train()` undoes the packing.
         """
         self.eval()
         if self.conv_in.weight.device.type == "cpu":
             onednn.enable(self)
         else:
             self.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> VideoUNet:
+        """As in every module; training undoes `prepare_for_sampling` on a CPU."""
+        if mode:
+            onednn.disable(self)
+        super().train(mode)
+        return self
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():

@@ -193,6 +193,9 @@ def test_packed_weights_follow_their_originals(unet):
         assert relative_difference(unet(*args), randomised(SMALL, seed=9)(*args)) < 1e-5
     unet(*args).sum().backward()  # and gradients take the ordinary way
     assert unet.conv_in.weight.grad.abs().sum() > 0
+    assert "forward" in vars(unet.conv_in)
+    unet.train()
+    assert "forward" not in vars(unet.conv_in)
 
 
 @needs_onednn
