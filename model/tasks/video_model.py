@@ -94,7 +94,8 @@ class VideoModel:
         needed = "text_encoder" if task == "text_to_video" else "image_encoder"
         if getattr(self, needed) is None:
             raise ModelDirectoryError(
-                f"{task.replace('_', ' ')} needs a {needed.replace('_', ' ')}; this model has none"
+                f"{task.replace('_', ' ')} needs {'a text' if needed == 'text_encoder' else 'an image'} encoder; "
+                "this model has none"
             )
         if self.unet.config.out_channels != self.autoencoder.channels:
             raise ModelDirectoryError(
