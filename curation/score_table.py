@@ -130,6 +130,7 @@ class ScoreTable:
         self.known = tuple(scores)
         self.files: list[str] = []
         self._sorted: dict[str, np.ndarray] = {}
+        self._provenance: dict[str, tuple[dict[str, int], list[tuple[str, int, str]]]] = {}
         self._open(clips)
         self._build()
 
@@ -150,6 +151,10 @@ class ScoreTable:
             check_version(table.schema.metadata, "the table of clips")
             self.con.register("clips_arrow", table)
             source = "clips_arrow"
+        self.con.execute(f"CREATE VIEW clips AS {self._select(source, place)}")
+
+    def _select(self, source: str, place: str) -> str:
+        """SQL for the rows of a relation with every column of the schema, and `place`."""
         present = {row[0] for row in self.con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
         columns = [
             f"{quote(field.name)}::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
@@ -157,7 +162,7 @@ class ScoreTable:
             else f"NULL::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
             for field in schema.CLIPS
         ]
-        self.con.execute(f"CREATE VIEW clips AS SELECT {', '.join(columns)}, {place} AS place FROM {source}")
+        return f"SELECT {', '.join(columns)}, {place} AS place FROM {source}"
 
     def _build(self) -> None:
         self.gates: list[str] = [
@@ -242,13 +247,43 @@ class ScoreTable:
             self._sorted[column] = values
         return self._sorted[column]
 
+    def provenance(self, score: schema.Score) -> tuple[dict[str, int], list[tuple[str, int, str]]]:
+        """What measured a score, {model: clips}, and why it could not be, [(reason, clips, example)], most first."""
+        if score.name not in self._provenance:
+            model, error = quote(f"{score.column}_model"), quote(f"{score.column}_error")
+            models = self.con.execute(
+                f"SELECT {model}, count(*) FROM clips WHERE {model} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+            ).fetchall()
+            errors = self.con.execute(
+                f"SELECT split_part({error}, ':', 1), count(*), min({error}) FROM clips WHERE {error} IS NOT NULL "
+                "GROUP BY 1 ORDER BY 2 DESC, 1"
+            ).fetchall()
+            self._provenance[score.name] = dict(models), errors
+        return self._provenance[score.name]
+
     def rows(self, places: str) -> list[dict[str, Any]]:
         """Whole rows of `clips` for a query that selects `place` from `scores`, in the query's order."""
-        wanted = [row[0] for row in self.con.execute(places).fetchall()]
+        wanted = [int(row[0]) for row in self.con.execute(places).fetchall()]
         if not wanted:
             return []
-        listed = ", ".join(str(place) for place in wanted)
-        result = self.con.execute(f"SELECT * FROM clips WHERE place IN ({listed})")
-        names = [column[0] for column in result.description or []]
-        found = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
-        return sorted(found, key=lambda row: wanted.index(row["place"]))
+        by_file: dict[int, list[int]] = {}
+        for place in wanted:
+            by_file.setdefault(place >> ROW_BITS if self.files else 0, []).append(place)
+        found: dict[int, dict[str, Any]] = {}
+        for number, some in by_file.items():
+            if number >= max(len(self.files), 1):
+                continue
+            listed = ", ".join(str(place) for place in some)
+            sql = f"SELECT * FROM clips WHERE place IN ({listed})"
+            if self.files:  # one file at a time: the view over all of them would look into every one
+                low, high = min(some) % (1 << ROW_BITS), max(some) % (1 << ROW_BITS)
+                source = f"read_parquet({text(self.files[number])}, file_row_number = true)"
+                near = f"(SELECT * FROM {source} WHERE file_row_number BETWEEN {low} AND {high})"
+                place_of = f"{number << ROW_BITS} + file_row_number"
+                sql = f"SELECT * FROM ({self._select(near, place_of)}) WHERE place IN ({listed})"
+            result = self.con.execute(sql)
+            names = [column[0] for column in result.description or []]
+            for values in result.fetchall():
+                row = dict(zip(names, values, strict=True))
+                found[row["place"]] = row
+        return [found[place] for place in wanted if place in found]

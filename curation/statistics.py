@@ -202,15 +202,7 @@ def score_summary(
     """
     measured = scores.measured[score.name]
     bound = _bound(bounds, score.name)
-    model, error = quote(f"{score.column}_model"), quote(f"{score.column}_error")
-    models = _rows(
-        scores.con, f"SELECT {model}, count(*) FROM clips WHERE {model} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
-    )
-    errors = _rows(
-        scores.con,
-        f"SELECT split_part({error}, ':', 1), count(*), min({error}) FROM clips WHERE {error} IS NOT NULL "
-        "GROUP BY 1 ORDER BY 2 DESC, 1",
-    )
+    models, errors = scores.provenance(score)
     data: dict[str, Any] = {
         "kind": score.kind,
         "unit": score.unit,
@@ -218,7 +210,7 @@ def score_summary(
         "scored": measured.scored,
         "failed": measured.failed,
         "not_measured": measured.not_measured,
-        "models": dict(models),
+        "models": models,
         "errors": [{"reason": reason, "clips": count, "example": example} for reason, count, example in errors],
     }
     if not measured.scored:
