@@ -62,6 +62,9 @@ def folder(at: Path, model: dict[str, Any], *, safe: bool = True) -> Path:
     (at / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": PREPROCESS}))
     torch.manual_seed(0)
     made = open_clip.create_model(f"local-dir:{at}", load_weights=False)
+    for parameter in made.parameters():
+        if parameter.ndim >= 2:  # some start at zero, and would give every token the same logit
+            torch.nn.init.normal_(parameter, std=0.1)
     state = {name: value.clone().contiguous() for name, value in made.state_dict().items()}
     if safe:
         save_file(state, at / "open_clip_model.safetensors")

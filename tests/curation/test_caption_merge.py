@@ -1,0 +1,117 @@
+"""Merging captions: what may stand, what falls back and why; by a small model in a model folder, and by SmolLM2."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from curation.caption_merge import CaptionMerger, MergedCaption, check_merged
+from curation.compat import ensure_torchvision
+from curation.errors import CannotScore
+from curation.weights import WeightsUnavailable
+
+SPATIAL, TEMPORAL = "a man riding a bicycle down a street", "a person pedals past a parked van"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a man rides a bicycle down a street past a parked van", None),
+        ('"A man riding a bicycle pedals past a van."', None),
+        ("", "empty"),
+        ("   \n ", "empty"),
+        ("Sure! A man rides a bicycle past a van.", "comment"),
+        ("Here is the merged caption: a man rides a bicycle past a van", "comment"),
+        ("The first clip describes a man riding a bicycle, a person pedals", "comment"),
+        ("a man rides a bicycle " * 15, "too_long"),
+        ("a woman cooks soup", "lost_facts"),
+        ("a man riding a bicycle", "lost_facts"),
+        ("a man on a bicycle passes a van under purple dragons with seven golden castles burning", "new_facts"),
+    ],
+)
+def test_an_answer_is_checked(text: str, reason: str | None) -> None:
+    assert check_merged(text, SPATIAL, TEMPORAL)[1] == reason
+
+
+def language_model_folder(at: Path) -> Path:
+    ensure_torchvision()
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {word: k for k, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *[f"w{k}" for k in range(60)]])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(at)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(at)
+    return at
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> CaptionMerger:
+    return CaptionMerger(weights=[language_model_folder(tmp_path_factory.mktemp("llm") / "tiny")], batch=2)
+
+
+def test_pairs_that_need_no_model(small: CaptionMerger) -> None:
+    answers = small.merge([("a dog", None), (None, "a cat"), ("A dog", "a dog"), (None, None), ("", None)])
+    assert answers[:3] == [
+        MergedCaption("a dog", "spatial", "one_caption"),
+        MergedCaption("a cat", "temporal", "one_caption"),
+        MergedCaption("A dog", "spatial", "same"),
+    ]
+    for answer in answers[3:]:
+        assert isinstance(answer, CannotScore)
+        assert answer.reason == "no_caption"
+
+
+def test_nonsense_falls_back_to_the_caption_that_the_model_finds_likelier(small: CaptionMerger) -> None:
+    pairs = [("w1 w2 w3 w4", "w9 w8 w7"), ("w9 w8 w7", "w1 w2 w3 w4"), ("w5 w5 w6", "w11 w12")]
+    for pair, answer in zip(pairs, small.merge(pairs), strict=True):
+        assert isinstance(answer, MergedCaption)
+        assert answer.reason is not None
+        surprise = small.surprise(pair)
+        assert answer.text == pair[surprise.index(min(surprise))]
+        assert answer.source == ("spatial" if answer.text == pair[0] else "temporal")
+
+
+def test_an_accepted_answer_is_the_caption(small: CaptionMerger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        small, "_write", lambda pairs: ["A man riding a bicycle pedals past a parked van."] * len(pairs)
+    )
+    assert small.merge([(SPATIAL, TEMPORAL)]) == [
+        MergedCaption("A man riding a bicycle pedals past a parked van.", "merged", None)
+    ]
+
+
+def test_batches_do_not_change_an_answer(small: CaptionMerger) -> None:
+    pairs = [("w1 w2", "w3 w4 w5 w6 w7"), ("w8", "w9"), ("w10 w11 w12 w13", "w14")]
+    assert [small._write([pair])[0] for pair in pairs] == list(small._write(pairs))
+
+
+def test_the_prompts_version_is_part_of_the_name(small: CaptionMerger) -> None:
+    assert small.name == "tiny_prompt_v1"
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match="is not a language model"):
+        CaptionMerger(weights=[tmp_path])
+
+
+def test_smollm2_tells_a_caption_from_scrambled_words() -> None:
+    torch.set_num_threads(1)
+    smollm2 = CaptionMerger()
+    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1"
+    good, scrambled = smollm2.surprise([SPATIAL, "street a down riding bicycle man a a"])
+    assert good + 2 < scrambled
+    (answer,) = smollm2.merge([(SPATIAL, TEMPORAL)])
+    assert isinstance(answer, MergedCaption)
+    assert answer.source == "merged" or answer.text in (SPATIAL, TEMPORAL)
