@@ -37,7 +37,7 @@ class EpochOrder:
     ) -> None:
         if len(samples) == 0:
             raise ValueError("an order over no samples")
-        self._samples, self._streams, self._stream = samples, streams, stream
+        self.samples, self._streams, self._stream = samples, streams, stream
         self._window_shards = max(1, window_shards)
         starts = np.flatnonzero(np.r_[True, shards[1:] != shards[:-1]])
         self._starts, self._counts = starts, np.diff(np.r_[starts, len(samples)])
@@ -45,11 +45,11 @@ class EpochOrder:
         self._epochs = lru_cache(maxsize=2)(self._epoch)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def __getitem__(self, position: int) -> int:
         """The sample at a position of the endless stream; position // len(self) is the epoch."""
-        epoch, inside = divmod(position, len(self._samples))
+        epoch, inside = divmod(position, len(self.samples))
         _, ends = self._epochs(epoch)
         window = int(np.searchsorted(ends, inside, side="right"))
         first = int(ends[window - 1]) if window else 0
@@ -65,7 +65,7 @@ class EpochOrder:
     def _window(self, epoch: int, window: int) -> np.ndarray:
         order, _ = self._epochs(epoch)
         shards = order[window * self._window_shards : (window + 1) * self._window_shards]
-        samples = np.concatenate([self._samples[self._starts[s] : self._starts[s] + self._counts[s]] for s in shards])
+        samples = np.concatenate([self.samples[self._starts[s] : self._starts[s] + self._counts[s]] for s in shards])
         place = (epoch << 24) + window
         return samples[self._streams.permutation(Purpose.SAMPLE_ORDER, len(samples), place, self._stream)]
 

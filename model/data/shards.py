@@ -169,6 +169,13 @@ def write_index(shard: Shard) -> str:
     return url
 
 
+def reindex(url: str) -> int:
+    """Read a tar and write its full index beside it, whatever index there was; returns the number of samples."""
+    shard = Shard(url, _size(url), scan_tar(url))
+    write_index(shard)
+    return int(shard.table.num_rows)
+
+
 def scan_tar(url: str) -> pa.Table:
     """Index a tar by reading it once, front to back.
 

@@ -103,12 +103,12 @@ def _short(value: Any) -> str:
 class Checkpointer:
     """Saves and loads one stage. All ranks call every method together."""
 
-    def __init__(self, folder: Path, *, keep: int, asynchronous: bool) -> None:
+    def __init__(self, folder: Path, *, keep: int, asynchronous: bool, reading: bool = False) -> None:
         self.folder, self.keep, self.asynchronous = folder, keep, asynchronous
         # A process group of its own, so that writing in the background does not meet the training's messages.
         self._group = dist.new_group(backend="gloo")
         self._running: tuple[int, threading.Thread, Future[None]] | None = None
-        if dist.get_rank() == 0:
+        if dist.get_rank() == 0 and not reading:  # a reader must not throw away what a run is writing
             folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob("step-*.tmp"):
                 shutil.rmtree(leftover, ignore_errors=True)

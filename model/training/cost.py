@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.activation_memory import ActivationBytes, count_activations
@@ -37,7 +36,7 @@ def activation_bytes(config: UNetConfig, shape: Shape, compute: ComputeConfig) -
     Counts the storages that autograd saves, each once, parameters not. Workspace of kernels comes on top.
     """
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    with FakeTensorMode():
+    with torch.device("meta"):
         network, inputs = _without_memory(config, shape, dtype)
         largest = 0
         if compute.checkpointing != "none":

@@ -22,9 +22,11 @@ class Ema:
         """After every optimizer step."""
         self.updates += 1
         d = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(
-            [local(a) for a in self.averages.values()], [local(p) for p in self._parameters.values()], 1 - d
-        )
+        averages, weights = [local(a) for a in self.averages.values()], [local(p) for p in self._parameters.values()]
+        # e + (1 - d) (w - e) in steps that round once each: the same on any number of ranks (see adamw.py).
+        change = torch._foreach_sub(weights, averages)
+        torch._foreach_mul_(change, 1 - d)
+        torch._foreach_add_(averages, change)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -84,6 +84,9 @@ def parallelize(
         network.compile_blocks()
     if mesh.size() == 1 and compute.precision == "fp32":
         network.to(mesh.device_type)
+        if exact:
+            for unit in network.fsdp_units():
+                unit[0].register_forward_pre_hook(_group_inputs)
         return []
     low = torch.bfloat16 if compute.precision == "bf16" else None
     # Inputs are cast by the network itself, which keeps c_noise and the scalar conditions in float32.
@@ -103,6 +106,30 @@ def parallelize(
                 module.set_custom_reduce_scatter(reduction)
                 reductions.append(reduction)
     return reductions
+
+
+class _Grouped(torch.autograd.Function):
+    """The identity on all inputs of a unit at once."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return grads
+
+
+def _group_inputs(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """FSDP2 passes a unit's inputs through one autograd node, so gradients of an input that is used inside and outside
+    of the unit are first added up inside. Without FSDP2 the sum would come out in another order."""
+    places = [i for i, a in enumerate(args) if isinstance(a, Tensor) and a.requires_grad]
+    if not torch.is_grad_enabled() or not places:
+        return args
+    grouped, found = _Grouped.apply(*(args[i] for i in places)), list(args)
+    for i, value in zip(places, grouped, strict=True):
+        found[i] = value
+    return tuple(found)
 
 
 def is_sharded(network: nn.Module) -> bool:

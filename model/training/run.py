@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,9 +61,10 @@ def prepare(
     previous: VideoModel | None,
     ranks: Ranks,
     *,
-    stop_asked: object = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+    reading: bool = False,
 ) -> StageTrainer:
-    """Everything a stage needs, checked before the first step.
+    """Everything a stage needs, checked before the first step. `reading`: a run may be going on in the same folder.
 
     Raises:
         ConfigError: sizes, ranks or memory do not fit.
@@ -84,12 +85,11 @@ def prepare(
     log.info("%s: about %s per rank, %.1f GiB available", stage.name, estimate, free / 2**30)
     if estimate.total > free:
         raise ConfigError(too_large(stage, estimate, free, config))
-    if ranks.first:
+    if ranks.first and not reading:
         folder.mkdir(parents=True, exist_ok=True)
         (folder.parent / "config.yaml").write_text(render(config))
     dist.barrier(ranks.control)
-    asked = stop_asked if callable(stop_asked) else lambda: False
-    return StageTrainer(config, stage, folder, model, data, ranks, stop_asked=asked)
+    return StageTrainer(config, stage, folder, model, data, ranks, stop_asked=stop_asked, reading=reading)
 
 
 def _data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:

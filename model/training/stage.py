@@ -7,7 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from model.data.loader import load_batches
 from model.diffusion.loss import DiffusionLoss
 from model.tasks.camera_lora import add_lora
 from model.tasks.video_model import VideoModel
+from model.training.adamw import ExactAdamW
 from model.training.checkpoint import Checkpointer, CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.cost import Shape, forward_flops
@@ -67,6 +68,7 @@ class StageTrainer:
         ranks: Ranks,
         *,
         stop_asked: Callable[[], bool] = lambda: False,
+        reading: bool = False,
     ) -> None:
         self.config, self.stage, self.folder, self.data, self.ranks = config, stage, folder, data, ranks
         self.model, self._stop_asked = model, stop_asked
@@ -91,19 +93,17 @@ class StageTrainer:
             raise ValueError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
         self.gradients = Gradients(list(self.trained.values()), list(replicated.values()), reductions, exact=exact)
         self.trained |= replicated
-        self.optimizer = torch.optim.AdamW(
-            list(self.trained.values()),
-            lr=stage.learning_rate,
-            betas=(stage.beta1, stage.beta2),
-            weight_decay=stage.weight_decay,
-            fused=True,
+        settings = {"lr": stage.learning_rate, "betas": (stage.beta1, stage.beta2), "weight_decay": stage.weight_decay}
+        parameters = list(self.trained.values())
+        self.optimizer: torch.optim.Optimizer = (
+            ExactAdamW(parameters, **settings) if exact else torch.optim.AdamW(parameters, fused=True, **settings)
         )
         self.ema = Ema(self.trained, stage.ema_decay) if stage.ema_decay else None
         self.denoiser = model.denoiser
         self.loss = DiffusionLoss()
         self.encoder = Encoder(model, stage, data.streams, ranks.device, chunk=compute.encode_chunk)
         self.checkpoints = Checkpointer(
-            folder / "checkpoints", keep=config.saving.keep, asynchronous=config.saving.asynchronous
+            folder / "checkpoints", keep=config.saving.keep, asynchronous=config.saving.asynchronous, reading=reading
         )
         self.step = 0
 
@@ -278,8 +278,8 @@ class StageTrainer:
                 found[f"ema.{name}"] = self.ema.averages[name]
         return found
 
-    def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one.
+    def resume(self, step: int | None = None) -> None:
+        """Go on from a checkpoint (default: the newest), if there is one.
 
         Raises:
             CheckpointProblem: it is damaged, or of another configuration.
@@ -287,7 +287,7 @@ class StageTrainer:
         steps = steps_in(self.checkpoints.folder)
         if not steps:
             return
-        step = steps[-1]
+        step = steps[-1] if step is None else step
         manifest = read_manifest(self.checkpoints.folder, step)
         compare_settings(manifest, self.settings(), self.checkpoints.folder)
         state = self.state(self.checkpoints.names(step))
@@ -325,7 +325,3 @@ class StageTrainer:
         shape = Shape(1, self.stage.frames, self.stage.height // factor, self.stage.width // factor, tokens)
         return 3 * forward_flops(self.model.unet.config, shape)
 
-
-def with_weights(model: VideoModel, **parts: Any) -> VideoModel:
-    """A copy of the model with other parts."""
-    return replace(model, **parts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from model.data.dataset import ClipDataset, Source
 from model.data.order import BatchPlan, EpochOrder
 from model.data.randomness import Streams
 from model.data.selection import SampleTable, Wanted, by_bucket, select
-from model.data.shards import DataError
 from model.training.config import DataConfig, StageConfig
 
 log = logging.getLogger("clipmill.train")
@@ -56,7 +55,7 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     weights = [float(len(members)) for _, _, members in groups]
     summary = str(selection)
     if stage.frames == 1:
-        groups = [(t, _as_image(b), m) for t, b, m in groups]
+        groups = [(t, replace(b, image=True), m) for t, b, m in groups]
     elif stage.image_share:
         pictures = SampleTable.open(data.images) if data.images else table
         images = select(pictures, wanted, image=True)
@@ -84,12 +83,6 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     return StageData(dataset, table, streams, _fingerprint(table), summary)
 
 
-def _as_image(bucket):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
-    return replace(bucket, image=True)
-
-
 def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets | None:
     """The map of the model that is started from, else one fitted to the scores of the shards; None without scores."""
     if known is not None:
@@ -108,5 +101,3 @@ def _fingerprint(table: SampleTable) -> str:
         digest.update(repr(table.table[column].to_pylist()).encode())
     return f"{len(table)} samples, {digest.hexdigest()[:16]}"
 
-
-__all__ = ["DataError", "StageData", "motion_map", "stage_data"]

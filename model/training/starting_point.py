@@ -25,7 +25,7 @@ from model.diffusion.preconditioning import LearnedInputScale
 from model.tasks.description import ModelDescription
 from model.tasks.interpolation_mask import MaskEmbedding
 from model.tasks.model_directory import _load_autoencoder, _load_image_encoder, _load_text_encoder
-from model.tasks.random_model import WIDTH, _image_encoder, _text_encoder
+from model.tasks.random_model import _image_encoder, _text_encoder
 from model.tasks.video_model import VideoModel
 from model.training.config import ModelConfig, StageConfig, TrainConfig
 from model.training.config_file import ConfigError
@@ -209,5 +209,3 @@ def _describe(stage: StageConfig, motion: MotionBuckets | None) -> ModelDescript
         input_scale=stage.learned_c_in,
     )
 
-
-TINY_WIDTH = WIDTH

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -113,7 +112,3 @@ def psnr(made: Tensor, truth: Tensor) -> float:
     error = float(((made.clamp(-1, 1) - truth) / 2).square().mean())
     return 99.0 if error == 0 else -10 * math.log10(error)
 
-
-def write_samples(frames: Tensor, path: Path, fps: float) -> None:
-    """Frames (T, 3, H, W) on [-1, 1] as a video file."""
-    write_video(frames, path, fps=fps)

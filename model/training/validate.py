@@ -1,0 +1,48 @@
+"""`clipmill train validate`: every stage of a run checked against data and memory, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from model.data.order import micro_batches
+from model.tasks.video_model import VideoModel
+from model.training.config import TrainConfig
+from model.training.config_file import ConfigError
+from model.training.cost import available_memory
+from model.training.run import memory_of, too_large
+from model.training.stage_data import stage_data
+from model.training.starting_point import starting_point
+
+
+def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = None) -> Iterator[str]:
+    """One line per stage that is in order.
+
+    Raises:
+        ConfigError, DataError: the first thing that is not.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # On one machine, ranks on CPUs share its memory; GPUs have their own.
+    here = ranks if device.type == "cpu" else 1
+    free = available_memory(device, here) if memory_gib is None else int(memory_gib * 2**30)
+    previous: VideoModel | None = None
+    for stage in config.stages:
+        try:
+            micro_batches(stage.global_batch, config.compute.micro_batch, 0, ranks)
+            model = starting_point(config, stage, previous, None)
+            data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
+        except ValueError as error:
+            raise ConfigError(f"stage {stage.name}: {error}") from error
+        estimate = memory_of(config, stage, model, ranks)
+        if estimate.total > free:
+            raise ConfigError(too_large(stage, estimate, free, config))
+        epochs = stage.steps * stage.global_batch / max(1, sum(len(o) for o in data.dataset.plan.orders))
+        parameters = sum(p.numel() for p in model.unet.parameters())
+        yield (
+            f"{stage.name}: {data.summary}; {stage.steps} steps of {stage.global_batch} are {epochs:.1f} epochs; "
+            f"{parameters / 1e6:,.1f} M parameters; about {estimate} per rank of {free / 2**30:.1f} GiB"
+        )
+        if stage.lora is None:
+            previous = replace(model)
