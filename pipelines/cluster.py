@@ -35,12 +35,14 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
         yield ray.cluster_resources().get("CPU", 0.0)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # the command's own priority, not Ray's 15: `nice` is the user's
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
-        if address:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        else:
-            _start(cpus or local_cpus())
+        with _quiet():
+            if address:
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            else:
+                _start(cpus or local_cpus())
     except Exception as error:  # Ray raises plain Exception, too, where a process of its own did not come up
         where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started"
         raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from error
@@ -68,6 +70,20 @@ def _start(cpus: int, attempts: int = 3) -> None:
             ray.shutdown()
             if attempt == attempts or "timed out during startup" not in str(error):
                 raise
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray's C++ code prints while it starts off the terminal; errors come as exceptions."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def local_cpus() -> int:

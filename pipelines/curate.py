@@ -85,6 +85,7 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         check_space(dataset.storage, pending)
         progress = Progress(sources=len(sources), sources_done=len(sources) - len(pending))
         progress.bytes = sum(source.size or 0 for source in pending)
+        _count_earlier(dataset, progress)
         if pending:
             _curate_sources(spec, dataset, sources, pending, address, progress, show)
         progress.stage = "compacting"
@@ -92,6 +93,13 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         compact(dataset)
         finish(spec, dataset, progress, show)
     return dataset
+
+
+def _count_earlier(dataset: Dataset, progress: Progress) -> None:
+    """Clips and failures of the sources that are committed already."""
+    table = dataset.sources()
+    progress.clips = sum(clips or 0 for clips in table["clips"].to_pylist())
+    progress.failed = table["status"].to_pylist().count("failed")
 
 
 def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None:

@@ -1,10 +1,11 @@
 """What a person sees of a job: a live line while it runs, plain lines where nobody watches, a table at the end."""
 
+import os
 import sys
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import pyarrow as pa
 from rich.console import Console
@@ -42,7 +43,7 @@ class Display:
     """`with Display() as show: curate(spec, show=show)`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._console = console or Console(file=_stderr(), highlight=False)
         self._live: Live | None = None
         self._printed_at = 0.0
         self._stage = ""
@@ -77,6 +78,14 @@ class Display:
             bar = ProgressBar(total=total, completed=self._last.bytes_done, width=28)
             grid.add_row(bar, line(self._last))
         return grid
+
+
+def _stderr() -> TextIO:
+    """A standard error of our own: `pipelines.cluster` turns the shared one off while Ray starts."""
+    try:
+        return os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1)
+    except OSError:  # not a file: a test's
+        return sys.stderr
 
 
 _LOSSES = {

@@ -10,7 +10,7 @@ import pytest
 
 
 @dataclass(frozen=True)
-class TestCluster:
+class Cluster:
     """A Ray with two CPUs, its dashboard, and the S3 server that its workers are told of."""
 
     dashboard: str
@@ -19,7 +19,7 @@ class TestCluster:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[TestCluster]:
+def ray_cluster() -> Iterator[Cluster]:
     """Two CPUs, as small as a machine gets on which everything must run."""
     s3_port, dashboard_port = _free_port(), _free_port()
     os.environ |= {
@@ -30,6 +30,7 @@ def ray_cluster() -> Iterator[TestCluster]:
     }
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     context = ray.init(
@@ -42,12 +43,12 @@ def ray_cluster() -> Iterator[TestCluster]:
         log_to_driver=False,
     )
     address = context.address_info["gcs_address"]
-    yield TestCluster(f"http://{context.dashboard_url}", s3_port, address)
+    yield Cluster(f"http://{context.dashboard_url}", s3_port, address)
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def s3(ray_cluster: TestCluster) -> Iterator[Any]:
+def s3(ray_cluster: Cluster) -> Iterator[Any]:
     """An fsspec file system on an S3 server of our own, with the bucket `films`."""
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 

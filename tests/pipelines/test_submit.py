@@ -1,0 +1,76 @@
+"""A spec sent to a cluster through Ray Jobs runs there with this checkout's code, and can be watched and stopped."""
+
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipelines.cli import main
+from pipelines.dataset import Dataset
+from tests.media import film
+from tests.pipelines.conftest import Cluster
+
+
+def clipmill(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_a_job_is_submitted_followed_and_done(
+    ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "bikes.mp4").write_bytes(film("bikes.mp4").read_bytes())
+    spec = tmp_path / "job.yaml"
+    spec.write_text("input: {uris: films}\noutput: out\nclips: {min: 1 s, max: 4 s}\nscores: {text: off}\n")
+    monkeypatch.chdir(tmp_path)
+    done = clipmill("submit", str(spec), "--address", ray_cluster.dashboard, "--wait")
+    assert done.exit_code == 0, done.output
+    job, *log = done.output.splitlines()
+    assert any("1/1 videos" in line for line in log)
+    dataset = Dataset(tmp_path / "out")  # relative paths were made absolute before they were sent
+    assert dataset.sources()["status"].to_pylist() == ["ok"]
+    assert dataset.clips().num_rows > 0
+    assert (tmp_path / "out" / "report.html").exists()
+    assert clipmill("status", job, "--address", ray_cluster.dashboard).output == "SUCCEEDED\n"
+    listed = clipmill("status", "--address", ray_cluster.dashboard).output
+    assert f"{job}  SUCCEEDED  {tmp_path / 'out'}" in listed
+    assert "1/1 videos" in clipmill("logs", job, "--address", ray_cluster.dashboard).output
+    stopped = clipmill("stop", job, "--address", ray_cluster.dashboard)
+    assert stopped.exit_code == 2
+    assert f"{job} is not running (SUCCEEDED)" in stopped.output
+
+
+def test_a_job_is_stopped_and_says_so(ray_cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "bikes.mp4").write_bytes(film("bikes.mp4").read_bytes())
+    spec = tmp_path / "job.yaml"
+    spec.write_text(f"input: {{uris: {tmp_path}}}\noutput: {tmp_path / 'out'}\nscores: {{text: off}}\n")
+    submitted = clipmill("submit", str(spec), "--address", ray_cluster.dashboard)
+    job = submitted.output.strip()
+    address = ("--address", ray_cluster.dashboard)
+    deadline = time.monotonic() + 120
+    while clipmill("status", job, *address).output.strip() == "PENDING" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert clipmill("stop", job, *address).output == f"stopping {job}\n"
+    while (state := clipmill("status", job, *address).output.strip()) == "RUNNING" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert state == "STOPPED"
+
+
+@pytest.mark.parametrize("command", [["submit", "job.yaml"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
+def test_a_cluster_that_is_not_there_is_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\n")
+    result = clipmill(*command, "--address", "http://127.0.0.1:9")
+    assert result.exit_code == 2
+    assert result.output.startswith("clipmill: Ray at http://127.0.0.1:9: ")
+    assert result.output.count("\n") == 1
+
+
+def test_a_job_that_is_not_known_is_one_line(ray_cluster: Cluster) -> None:
+    result = clipmill("status", "nosuchjob", "--address", ray_cluster.dashboard)
+    assert result.exit_code == 2
+    assert "nosuchjob" in result.output
+    assert result.output.count("\n") == 1
