@@ -60,13 +60,11 @@ class CascadeDetector:
             decoded += len(chunk)
             if len(chunk) == 0:
                 continue
-            settled = len(chunk) if is_last else int(np.searchsorted(chunk, chunk[-1])) + 1
             until = info.times_s[chunk[-1]] - (0 if is_last else _CONTEXT_S / 2)
             begin = -1 if not cuts else cuts[-1].frame
             for cut in self._cuts(info, film, chunk, thumbs):
                 if cut.start_frame > begin and (is_last or cut.time_s <= until):
                     cuts.append(cut)
-            del settled
         if decoded == 0:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return cuts
@@ -111,8 +109,7 @@ class CascadeDetector:
             for b in run.abrupt(max(a, first), min(z, last))
             if low <= b.before and b.after <= high
         ]
-        # Only a lone step between two pictures surely separates shots; others may be part of a longer transition.
-        sure = [b for b in abrupt if b.kind == "hard" and not (run.is_plain(b.before) or run.is_plain(b.after))]
+        sure = [b for b in abrupt if b.lone]
         edges = [low, *(edge for b in sure for edge in (b.before, b.after)), high]
         found: list[Boundary] = []
         for a, z in zip(edges[::2], edges[1::2], strict=True):
@@ -203,8 +200,7 @@ def _merged_fades(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[B
             earlier, earlier_rate = merged[-1]
             gap_s = run.times_s[boundary.before] - run.times_s[earlier.after]
             touching = gap_s <= _TOUCHING_S and "gradual" in (boundary.kind, earlier.kind)
-            between = range(earlier.after, boundary.before + 1)
-            if touching or (gap_s <= _PLAIN_S and any(run.is_plain(k) for k in between)):
+            if touching or (gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()):
                 score = max(earlier.score, boundary.score)
                 after = max(earlier.after, boundary.after)
                 merged[-1] = (Boundary(earlier.before, after, "gradual", score), min(rate, earlier_rate))

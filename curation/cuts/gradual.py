@@ -52,24 +52,24 @@ def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits"
         times_s: their display times (n,).
     """
     n = len(times_s)
-    found = []
-    for start in range(n - 2):
-        ends = np.arange(start + 2, n)
-        length = times_s[ends] - times_s[start]
-        fits = (length >= limits.shortest_s) & (length <= limits.longest_s)
-        ends = ends[fits & (distances[start, ends] > limits.change**2)]
-        if len(ends) == 0:
-            continue
-        inner = np.arange(start + 1, int(ends[-1]))
-        alpha, off2 = _projected(distances, start, ends, inner)
-        line = (times_s[inner] - times_s[start]) / (times_s[ends] - times_s[start])[:, None]
-        between = inner < ends[:, None]
-        count = between.sum(1)
-        off = np.sqrt((off2 * between).sum(1) / count)
-        bend = (np.abs(alpha - line) * between).sum(1) / count
-        for k in np.flatnonzero((off <= limits.off_line) & (bend <= limits.bend)):
-            change = float(np.sqrt(distances[start, ends[k]]))
-            found.append(Mixture(start, int(ends[k]), change, float(off[k]), float(bend[k])))
+    starts, ends = np.triu_indices(n, 2)
+    length = times_s[ends] - times_s[starts]
+    total = distances[starts, ends]
+    fits = (length >= limits.shortest_s) & (length <= limits.longest_s) & (total > limits.change**2)
+    starts, ends, length, total = starts[fits], ends[fits], length[fits, None], total[fits, None]
+    from_start = distances[starts]
+    alpha = (from_start + total - distances[ends]) / (2 * total)  # (pairs, n), by the law of cosines
+    at = np.arange(n)
+    between = (at > starts[:, None]) & (at < ends[:, None])
+    count = ends - starts - 1
+    off2 = np.where(between, np.maximum(from_start / total - alpha**2, 0), 0).sum(1) / count
+    line = (times_s - times_s[starts][:, None]) / length
+    bend = np.where(between, np.abs(alpha - line), 0).sum(1) / count
+    good = np.flatnonzero((off2 <= limits.off_line**2) & (bend <= limits.bend))
+    found = [
+        Mixture(int(starts[k]), int(ends[k]), float(np.sqrt(total[k, 0])), float(np.sqrt(off2[k])), float(bend[k]))
+        for k in good
+    ]
     return sorted(found, key=lambda m: m.change * (1 - 2 * m.bend - 0.5 * m.off_line), reverse=True)
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from scenedetect import FrameTimecode
-from scenedetect.detectors import ContentDetector, HistogramDetector
+from scenedetect.detectors import ContentDetector
 
 from curation.frames import shrunk_planes
 
@@ -17,10 +17,10 @@ _LUMA = WIDTH * HEIGHT
 _CHROMA = _LUMA // 4
 THUMB_BYTES = _LUMA + 2 * _CHROMA
 
-# Shifts tried by the block match: a sixth of the width, a sixth of the height.
-_REACH_X, _REACH_Y = 10, 6
-_SHIFTS = [(dy, dx) for dy in range(-_REACH_Y, _REACH_Y + 1, 2) for dx in range(-_REACH_X, _REACH_X + 1, 2)]
-_BLOCK_W, _BLOCK_H = 8, 6
+# Block matching works at half the thumb's size: blocks of 4x3 there, moved by up to a sixth of either side.
+_HALF_W, _HALF_H = WIDTH // 2, HEIGHT // 2
+_BLOCK_W, _BLOCK_H = 4, 3
+_REACH_X, _REACH_Y = 5, 3
 
 
 def thumb(frame: VideoFrame) -> np.ndarray:
@@ -74,36 +74,23 @@ def plain_steps(thumbs: np.ndarray) -> np.ndarray:
 
 def unexplained(first: np.ndarray, second: np.ndarray) -> float:
     """Mean luma difference left after every block of `second` took its best match nearby in `first` (0..255)."""
-    padded = cv2.copyMakeBorder(luma(first), _REACH_Y, _REACH_Y, _REACH_X, _REACH_X, cv2.BORDER_REFLECT)
-    target = luma(second)
-    best: np.ndarray | None = None
-    for dy, dx in _SHIFTS:
-        y, x = _REACH_Y + dy, _REACH_X + dx
-        difference = cv2.absdiff(target, padded[y : y + HEIGHT, x : x + WIDTH])
-        sums = cv2.blur(difference, (_BLOCK_W, _BLOCK_H))[_BLOCK_H // 2 :: _BLOCK_H, _BLOCK_W // 2 :: _BLOCK_W]
-        best = sums if best is None else np.minimum(best, sums)
-    assert best is not None
-    return float(best.mean())
+    halves = [cv2.resize(luma(one), (_HALF_W, _HALF_H), interpolation=cv2.INTER_AREA) for one in (first, second)]
+    padded = cv2.copyMakeBorder(halves[0], _REACH_Y, _REACH_Y, _REACH_X, _REACH_X, cv2.BORDER_REFLECT)
+    moved = np.lib.stride_tricks.sliding_window_view(padded, (_HALF_H, _HALF_W)).astype(np.int16)
+    shifts = moved.shape[0] * moved.shape[1]
+    blocks = np.abs(moved - halves[1]).reshape(shifts, _HALF_H // _BLOCK_H, _BLOCK_H, _HALF_W // _BLOCK_W, _BLOCK_W)
+    sums = np.einsum("nibjc->nij", blocks, dtype=np.int32)
+    return float(sums.min(0).mean() / (_BLOCK_W * _BLOCK_H))
 
 
-def histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """1 - Bhattacharyya coefficient of the joint colour histograms (16 luma x 8 x 8 chroma bins): 0 alike, 1 disjoint."""
-    return float(1.0 - np.sqrt(_histogram(first) * _histogram(second)).sum())
-
-
-def _histogram(one: np.ndarray) -> np.ndarray:
+def histogram(one: np.ndarray) -> np.ndarray:
+    """(1024,) square roots of the shares of 16 luma x 8 x 8 chroma bins: the dot product of two is 1 when alike."""
     light = luma(one)[::2, ::2].ravel() >> 4
     colours = one[_LUMA:].reshape(2, -1) >> 5
     bins = (light.astype(np.int64) << 6) + (colours[0].astype(np.int64) << 3) + colours[1]
-    return np.bincount(bins, minlength=1024) / len(bins)
+    return np.sqrt(np.bincount(bins, minlength=1024) / len(bins))
 
 
-def is_plain(one: np.ndarray, spread: float = 5.0) -> bool:
-    """Whether the frame shows one flat colour (black, white)."""
-    return bool(luma(one).std() < spread)
-
-
-def light_histogram_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """1 - correlation of PySceneDetect's HistogramDetector's luma histograms."""
-    a, b = (HistogramDetector.calculate_histogram(bgr(one), bins=32) for one in (first, second))
-    return float(1.0 - cv2.compareHist(a, b, cv2.HISTCMP_CORREL))
+def plain_frames(thumbs: np.ndarray, spread: float = 5.0) -> np.ndarray:
+    """(N,) bool: frames of one flat colour (black, white)."""
+    return np.array([cv2.meanStdDev(luma(one))[1][0, 0] < spread for one in thumbs], dtype=bool)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
-from curation.cuts.pairs import histogram_distance, is_plain, plain_steps, unexplained
+from curation.cuts.pairs import histogram, plain_frames, plain_steps, unexplained
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Limits:
 
     step: float = 12.0  # least change of an abrupt cut, grey levels (luma + chroma)
     outlier: float = 2.0  # ... and at least this many times the median step around it
-    unexplained: float = 9.0  # what block matching leaves between two different shots, grey levels
+    unexplained: float = 8.0  # what block matching leaves between two different shots, grey levels
     histogram: float = 0.12  # colour histogram distance between two different shots
     around_s: float = 0.5  # neighbourhood of a step
     flash_s: float = 0.35  # a picture that comes back within this time was interrupted, not cut
@@ -33,6 +33,7 @@ class Boundary:
     after: int
     kind: str  # "hard" or "gradual"
     score: float
+    lone: bool = False  # a hard cut that is one step between two pictures: surely no part of a longer transition
 
 
 class Run:
@@ -43,16 +44,24 @@ class Run:
         self.times_s = times_s
         self.limits = limits
         self.steps = plain_steps(thumbs)
+        self.plain = plain_frames(thumbs)
+        self._histograms: dict[int, np.ndarray] = {}
         self._different: dict[tuple[int, int], float] = {}
 
     def difference(self, a: int, b: int) -> float:
         """How surely frames a and b show different shots, motion aside; from 1 on they do."""
         if (a, b) not in self._different:
-            first, second = self.thumbs[a], self.thumbs[b]
-            colours = histogram_distance(first, second) / self.limits.histogram
-            blocks = unexplained(first, second) / self.limits.unexplained if colours >= 1 else 0.0
+            colours = (1.0 - float(self._histogram(a) @ self._histogram(b))) / self.limits.histogram
+            blocks = 0.0
+            if colours >= 1:  # the cheap test first
+                blocks = unexplained(self.thumbs[a], self.thumbs[b]) / self.limits.unexplained
             self._different[a, b] = min(colours, blocks)
         return self._different[a, b]
+
+    def _histogram(self, k: int) -> np.ndarray:
+        if k not in self._histograms:
+            self._histograms[k] = histogram(self.thumbs[k])
+        return self._histograms[k]
 
     def abrupt(self, low: int, high: int) -> list[Boundary]:
         """Hard cuts (and transitions of a few frames) among the steps low..high-1."""
@@ -63,9 +72,10 @@ class Run:
                 before, after, kind = first, last + 1, "gradual"
             else:
                 before, after, kind = peak, peak + 1, "hard"
+            lone = kind == "hard" and not (self.plain[before] or self.plain[after])
             score = self.difference(before, after)
             if score >= 1 and not self._interrupted(before, after):
-                found.append(Boundary(before, after, kind, score))
+                found.append(Boundary(before, after, kind, score, lone))
         return found
 
     def _blends(self, before: int, after: int) -> bool:
@@ -96,7 +106,7 @@ class Run:
         return runs
 
     def _interrupted(self, before: int, after: int) -> bool:
-        """Whether the picture before comes back soon after, or that after was there shortly before (flash, passer-by)."""
+        """Whether the picture before comes back soon after, or that after was there shortly before (a flash)."""
         reach = self.limits.flash_s
         later = np.flatnonzero((self.times_s > self.times_s[after]) & (self.times_s <= self.times_s[after] + reach))
         earlier = np.flatnonzero((self.times_s < self.times_s[before]) & (self.times_s >= self.times_s[before] - reach))
@@ -112,24 +122,38 @@ class Run:
         distances, times = squared_distances(coarse(self.thumbs[low : high + 1])), self.times_s[low : high + 1]
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
         thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
-        found: list[Boundary] = []
-        taken = np.zeros(len(times), bool)
+        spans: dict[tuple[int, int], float] = {}  # refined spans with what speaks for them
         tried = np.zeros(len(times), bool)
         for mixture in mixtures(distances[np.ix_(thin, thin)], times[thin], limits):
             start, end = int(thin[mixture.start]), int(thin[mixture.end])
-            if taken[start : end + 1].any() or tried[start : end + 1].all():
+            if tried[start : end + 1].all():
                 continue
             tried[start : end + 1] = True
+            if self.difference(low + start, low + end) < 0.7:
+                continue
             start, end, error = self._refined(distances, times, start, end, low)
-            if end - start < 2 or error > limits.ramp_error or taken[start + 1 : end].any():
-                continue
-            off_line = off_line_share(distances, start, end)
-            score = self.difference(low + start, low + end) * float(np.exp(limits.slack - limits.doubt * off_line))
-            if self.difference(low + start, low + end) < 1 or score < 1:
-                continue
-            taken[start : end + 1] = True
-            found.append(Boundary(low + start, low + end, "gradual", score))
+            if (start, end) not in spans and end - start >= 2 and error <= limits.ramp_error:
+                spans[start, end] = self._belief(distances, times, start, end, low)
+        found: list[Boundary] = []
+        for (start, end), belief in sorted(spans.items(), key=lambda item: -item[1]):
+            boundary = Boundary(low + start, low + end, "gradual", belief)
+            if belief >= 1 and not any(boundary.before < b.after and b.before < boundary.after for b in found):
+                found.append(boundary)
         return sorted(found, key=lambda b: b.before)
+
+    def _belief(self, distances: np.ndarray, times: np.ndarray, start: int, end: int, offset: int) -> float:
+        """What speaks for a refined span being a transition; from 1 on it is one."""
+        limits = self.limits.mixture
+        steps = np.sqrt(distances[np.arange(start, end), np.arange(start + 1, end + 1)] / distances[start, end])
+        if times[end] - times[start] > limits.longest_s or steps.max() > self.limits.one_step:
+            return 0.0
+        before, after = offset + start, offset + end
+        difference = self.difference(before, after)
+        off_line = off_line_share(distances, start, end)
+        belief = difference * float(np.exp(limits.slack - limits.doubt * off_line))
+        if min(difference, belief) < 1 or self._interrupted(before, after):
+            return 0.0
+        return belief
 
     def _refined(
         self, distances: np.ndarray, times: np.ndarray, start: int, end: int, offset: int
@@ -140,16 +164,13 @@ class Run:
         """
         margin = max(0.25, 0.3 * float(times[end] - times[start]))
         low, high = start, end
-        start_plain, end_plain = self.is_plain(offset + start), self.is_plain(offset + end)
+        start_plain, end_plain = self.plain[offset + start], self.plain[offset + end]
         while low > 0 and times[start] - times[low - 1] <= margin:
-            if start_plain and not self.is_plain(offset + low - 1):
+            if start_plain and not self.plain[offset + low - 1]:
                 break
             low -= 1
         while high < len(times) - 1 and times[high + 1] - times[end] <= margin:
-            if end_plain and not self.is_plain(offset + high + 1):
+            if end_plain and not self.plain[offset + high + 1]:
                 break
             high += 1
         return ramp(distances, times, low, high)
-
-    def is_plain(self, k: int) -> bool:
-        return is_plain(self.thumbs[k])

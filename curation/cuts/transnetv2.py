@@ -55,7 +55,7 @@ class _Cell(nn.Module):
 
 
 class TransNetV2(nn.Module):
-    """Maps frames (B, T, 27, 48, 3) uint8 to logits (B, T): a transition is centred here, and the frame is inside one."""
+    """Maps frames (B, T, 27, 48, 3) uint8 to logits (B, T): a transition is centred here; the frame is inside one."""
 
     def __init__(self) -> None:
         super().__init__()
