@@ -14,7 +14,7 @@ from curation.rules import RulesError, parse_rules
 from curation.score_table import SchemaError
 from pipelines.ablate import ablate
 from pipelines.dataset import Dataset
-from pipelines.decide import DatasetError, open_scores, read_decision, write_decision
+from pipelines.decide import DatasetError, check_name, open_scores, write_decision
 from pipelines.diff import diff
 from pipelines.export import export
 from pipelines.figures import clock, count, percent, rule_words, value
@@ -72,17 +72,17 @@ def decide_command(dataset: str, path: str | None, preset: str | None, name: str
     """
     if (path is None) == (preset is None):
         raise click.UsageError("give either --rules FILE or --preset NAME")
-    where = Dataset(dataset)
+    where, name = Dataset(dataset), check_name(name or preset or "default")
     scores = open_scores(where)
+    if not scores.clips:
+        raise DatasetError(f"{dataset} holds no clips, so there is nothing to decide")
     if preset is not None:
         rules, left_out = presets.fitted(preset, scores)
         if left_out:
             click.echo(f"left out, because no clip of this dataset has the score: {', '.join(left_out)}")
     else:
         rules = parse_rules(_read_rules(str(path)))
-    if not scores.clips:
-        raise DatasetError(f"{dataset} holds no clips, so there is nothing to decide")
-    click.echo(as_table(write_decision(where, scores, rules, name or preset or "default")))
+    click.echo(as_table(write_decision(where, scores, rules, name)))
 
 
 def as_table(summary: dict[str, Any]) -> str:
@@ -179,5 +179,4 @@ def ablate_command(dataset: str, axis: str) -> None:
     Train one model on each with the same number of steps, as the paper does to choose its thresholds.
     """
     for summary in ablate(dataset, axis):
-        read_decision(Dataset(dataset), summary["name"])
         click.echo(as_table(summary).splitlines()[0])

@@ -32,12 +32,15 @@ def _sources(dataset: OpenDataset) -> list[dict[str, Any]]:
             "where": "source",
             "reason": reason,
             "count": count,
-            "examples": [
-                {"text": ": ".join(filter(None, (each["uri"], each["message"]))), "href": None} for each in examples
-            ],
+            "examples": [{"text": _about(each["uri"], each["message"] or ""), "href": None} for each in examples],
         }
         for _, reason, count, examples in rows
     ]
+
+
+def _about(uri: str, message: str) -> str:
+    """The message, with the file's name before it unless it says it already."""
+    return message if uri in message else ": ".join(filter(None, (uri, message)))
 
 
 def _scores(dataset: OpenDataset, link: str) -> list[dict[str, Any]]:

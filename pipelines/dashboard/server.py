@@ -1,6 +1,8 @@
 """The dashboard as an application: `serve` runs it on this machine, `attach` puts it into another FastAPI service."""
 
+import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 from fastapi import FastAPI, Request
 from nicegui import ui
@@ -47,8 +49,17 @@ def serve(roots: Sequence[str], *, host: str = "127.0.0.1", port: int = 8080) ->
     app = FastAPI(title="Clipmill", docs_url=None, redoc_url=None, openapi_url=None)
     if host in ("127.0.0.1", "localhost", "::1"):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL)
-    attach(app, Registry(roots))
+    registry = Registry(roots)
+    attach(app, registry)
+    threading.Thread(target=_open_all, args=(registry,), daemon=True).start()
     uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+def _open_all(registry: Registry) -> None:
+    """Have the datasets open before somebody asks. What is wrong with one is said on its page."""
+    for dataset in registry:
+        with suppress(DatasetError, SchemaError, OSError):
+            dataset.reopen()
 
 
 def _pages(registry: Registry, base: str) -> None:
