@@ -42,7 +42,8 @@ class Job:
         self.info, self.span, self.layout, self.index, self.stream = info, span, layout, index, stream
         self.codec = info.codec if layout.copied else output_codec(info.codec)
         self.last_rank = int(info.decode_rank[span.start_frame : span.end_frame].max())
-        self._packets: list[tuple[int, av.Packet]] = []
+        self._packets: dict[int, av.Packet] = {}  # by frame number, in decoding order
+        self.odd = False  # packets lie between the copied ones that are not in the film's index
         self._pieces: dict[int, list[Encoded]] = {start: [] for start, _ in layout.encoded}
         self._encoder: PieceEncoder | None = None
         self._next = layout.encoded[0][0] if layout.encoded else span.end_frame  # frame to encode next
@@ -61,9 +62,13 @@ class Job:
         """Whether every frame has come."""
         return len(self._packets) == self.layout.copied and self._next == self.span.end_frame
 
-    def copy(self, number: int, packet: av.Packet) -> None:
-        """Take over the packet of a frame, in decoding order."""
-        self._packets.append((number, packet))
+    def copy(self, number: int, packet: av.Packet, *, after_unlisted: bool = False) -> None:
+        """Take over the packet of a frame, in decoding order.
+
+        `after_unlisted`: the packet before it is not in the film's index, so the run of packets is not whole.
+        """
+        self.odd |= number in self._packets or (after_unlisted and bool(self._packets))
+        self._packets[number] = packet
 
     def encode(self, number: int, frame: VideoFrame) -> None:
         """Re-encode a frame, in presentation order. After a gap nothing more is taken: the clip will fail."""
@@ -104,6 +109,10 @@ class Job:
                 f"{info.path}: frames from {self._first_missing()} on could not be read "
                 f"(clip of frames {span.start_frame} to {span.end_frame})",
             )
+        if self.odd:
+            raise ClipError(
+                "cannot_copy", f"{info.path}: frames share packets with others, or hide behind an edit list"
+            )
         track = self._track()
         data = write_mp4(track, sound)
         problem = check_clip(data, info, span)
@@ -124,16 +133,15 @@ class Job:
         )
 
     def _first_missing(self) -> int:
-        have = {number for number, _ in self._packets}
         wanted = range(self.layout.copy_start, self.layout.copy_end)
-        return min(next((number for number in wanted if number not in have), self.span.end_frame), self._next)
+        return min(next((number for number in wanted if number not in self._packets), self.span.end_frame), self._next)
 
     def _track(self) -> VideoTrack:
         if not self.layout.copied:
             return self._encoded_track()
         pieces = [self._pieces.get(self.layout.start, []) if self.layout.copy_start > self.layout.start else []]
         pieces.append(self._pieces.get(self.layout.copy_end, []) if self.layout.end > self.layout.copy_end else [])
-        samples = [self._sample(packet, int(self.info.pts[number])) for number, packet in self._packets]
+        samples = [self._sample(packet, int(self.info.pts[number])) for number, packet in self._packets.items()]
         extradata, tag = None, None
         if self.codec in bitstream.PARAMETER_SETS:
             extradata, tag = self._spliced(pieces, samples)

@@ -78,6 +78,8 @@ class _Pass:
         self.open: deque[Job] = deque()
         self.next_span = 0
         self._decoding = False  # the decoder is inside a range
+        self._begun = False  # a listed packet was read
+        self._unlisted = False  # the packet before this one shows no frame of the film
         self._untimed = False  # the file does not say when frames are shown
 
     def run(self) -> Iterator[Clip | ClipFailure]:
@@ -122,24 +124,36 @@ class _Pass:
         """Copy the packet, decode it, both, or neither."""
         at = packet.pts if packet.pts is not None else packet.dts
         number = self.number_of.get(at) if at is not None else None
-        rank = None if number is None else int(self.info.decode_rank[number])
-        if number is not None:
-            self._open_jobs(number)
-        if self.ranges and rank is not None and rank >= self.ranges[0][1]:
+        if number is None:
+            self._take_unlisted(packet)
+            return
+        rank = int(self.info.decode_rank[number])
+        self._open_jobs(number)
+        if self.ranges and rank >= self.ranges[0][1]:
             self._drain()  # the packet that ends the range was not in the file
             while self.ranges and rank >= self.ranges[0][1]:
                 self.ranges.popleft()
-        active = bool(self.ranges) and (self.ranges[0][0] <= rank if rank is not None else self._decoding)
-        if active:
+        if self.ranges and self.ranges[0][0] <= rank:
             self._decode(packet)
             self._decoding = True
-            if rank is not None and rank == self.ranges[0][1] - 1:
+            if rank == self.ranges[0][1] - 1:
                 self._drain()
                 self.ranges.popleft()
-        if number is not None and self.copied_by[number] >= 0:
-            job = self._job(int(self.copied_by[number]))
-            if job is not None:
-                job.copy(number, packet)
+        self._begun = True
+        job = self._job(int(self.copied_by[number])) if self.copied_by[number] >= 0 else None
+        if job is not None:
+            job.copy(number, packet, after_unlisted=self._unlisted)
+        self._unlisted = False
+
+    def _take_unlisted(self, packet: av.Packet) -> None:
+        """A packet that shows no frame of the film, by its index: hidden by an edit list, or the second of a time.
+
+        The decoder may need it for the frames that follow; a copy that left it out, or took it, would be wrong.
+        """
+        if self._decoding or (not self._begun and self.ranges and self.ranges[0][0] == 0):
+            self._decode(packet)
+            self._decoding = True
+        self._unlisted = True
 
     def _job(self, index: int) -> Job | None:
         return next((job for job in self.open if job.index == index), None)
@@ -201,7 +215,7 @@ class _Pass:
                 raise ClipError(
                     "no_presentation_times",
                     f"{self.info.path}: its packets do not say when their frames are shown (B-frames in AVI); "
-                    "remux it first: ffmpeg -fflags +genpts -i FILM -c copy FILM.mkv",
+                    "re-encode it first: ffmpeg -i FILM FILM.mp4",
                 )
             if broken is not None and not job.complete:
                 raise ClipError("corrupt", broken)

@@ -68,7 +68,7 @@ def plan(
     film = _Film(info, min_s, max_s)
     spans: list[ClipSpan] = []
     lost_transition = lost_short = lost_keyframe = 0
-    first_key = int(np.argmax(info.keyframe)) if info.keyframe.any() else info.frames
+    first_key = _first_decodable(info)
     shots, transitions = _shots(info.frames, cuts)
     for start, end in transitions:
         lost_transition += film.length(start, end)
@@ -99,6 +99,16 @@ def plan(
         lost_short_pts=lost_short,
         lost_keyframe_pts=lost_keyframe,
     )
+
+
+def _first_decodable(info: VideoInfo) -> int:
+    """The first frame that can be decoded: the first key frame, or frame 0 of an mp4 whose key frame is hidden by an
+    edit list (it is still there to decode from)."""
+    keys = np.flatnonzero(info.keyframe)
+    starts_hidden = info.container.startswith("mov") and not info.keyframe[int(np.argmin(info.decode_rank))]
+    if starts_hidden:
+        return 0
+    return int(keys[0]) if len(keys) else info.frames
 
 
 def _shots(frames: int, cuts: "Sequence[Cut]") -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:

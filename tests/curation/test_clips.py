@@ -2,11 +2,13 @@
 
 import io
 import itertools
+import subprocess
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -50,8 +52,11 @@ FILMS: dict[str, Callable[[Path], Labels]] = {
 COPIED_SHARE = {"h264_open.mp4": 0.0, "h264_one_key.mp4": 0.3, "av1.mp4": 0.3, "mpeg4.mp4": 0.0, "mpeg4.avi": 0.0}
 
 
+Made = Callable[[str], tuple[VideoInfo, list[Cut]]]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[VideoInfo, list[Cut]]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("films")
     done: dict[str, tuple[VideoInfo, list[Cut]]] = {}
 
@@ -71,9 +76,7 @@ def _as_cut(info: VideoInfo, start: int, end: int) -> Cut:
 
 
 @pytest.mark.parametrize("name", FILMS)
-def test_every_clip_shows_exactly_its_frames(
-    made: Callable[[str], tuple[VideoInfo, list[Cut]]], name: str, tmp_path: Path
-) -> None:
+def test_every_clip_shows_exactly_its_frames(made: Made, name: str, tmp_path: Path) -> None:
     info, cuts = made(name)
     frames = film_frames(info.path)
     sound_end_s = -1.0 if info.audio is None else _sound_end_s(info)
@@ -135,9 +138,7 @@ def _assert_sound(clip: Clip, info: VideoInfo, sound_end_s: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["h264_b5.mp4", "h264_open.mp4", "hevc_open.mp4", "vp9.webm"])
-def test_a_cut_may_lie_at_any_offset_in_a_gop(
-    made: Callable[[str], tuple[VideoInfo, list[Cut]]], name: str, tmp_path: Path
-) -> None:
+def test_a_cut_may_lie_at_any_offset_in_a_gop(made: Made, name: str, tmp_path: Path) -> None:
     """Two clips meet at every frame of a GOP and of its neighbours, in one pass each."""
     info, _ = made(name)
     frames = film_frames(info.path)
@@ -148,7 +149,7 @@ def test_a_cut_may_lie_at_any_offset_in_a_gop(
             prove(clip, info, frames, tmp_path)
 
 
-def test_clips_partition_a_film_at_random(made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path) -> None:
+def test_clips_partition_a_film_at_random(made: Made, tmp_path: Path) -> None:
     """Spans of one frame, spans that touch, gaps, several in one GOP."""
     info, _ = made("h264_b5.mp4")
     frames = film_frames(info.path)
@@ -176,7 +177,7 @@ def test_real_films_keep_all_footage_outside_cuts(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_same_film_gives_the_same_bytes(made: Callable[[str], tuple[VideoInfo, list[Cut]]], mode: Mode) -> None:
+def test_the_same_film_gives_the_same_bytes(made: Made, mode: Mode) -> None:
     info, cuts = made("h264.mp4")
     spans = plan(info, cuts, mode=mode, min_s=0.3).spans
     first = [each.data for each in cut_clips(info, spans, mode=mode) if isinstance(each, Clip)]
@@ -185,7 +186,32 @@ def test_the_same_film_gives_the_same_bytes(made: Callable[[str], tuple[VideoInf
     assert len(first) == len(spans)
 
 
-def test_keyframe_mode_refuses_what_it_cannot_copy(made: Callable[[str], tuple[VideoInfo, list[Cut]]]) -> None:
+def test_a_film_whose_first_key_frame_an_edit_list_hides_is_clipped_whole(made: Made, tmp_path: Path) -> None:
+    """As phones trim: the packets before the first shown frame are in the file, to decode from, and never shown."""
+    whole, _ = made("h264_b5.mp4")
+    trimmed = tmp_path / "trimmed.mp4"
+    command = f"-nostdin -v error -ss 0.7 -i {whole.path} -t 3 -c copy {trimmed}"
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command.split()], check=True)
+    info = probe(trimmed)
+    assert not info.keyframe[0]
+    planned = plan(info, [], min_s=0.3, max_s=1.3)
+    assert planned.kept_pts == info.end_pts - int(info.pts[0])
+    frames = film_frames(trimmed)
+    for clip in cut_clips(info, planned.spans):
+        prove(clip, info, frames, tmp_path)
+
+
+def test_times_that_follow_decoding_order_are_refused_by_name(tmp_path: Path) -> None:
+    """AVI has no presentation times: with B-frames, nothing in the file says which frame is where."""
+    path = tmp_path / "film.avi"
+    make_film(path, [Shot("bunny", 40)], [], size=SIZE, gop=20, bframes=3)
+    info = probe(path)
+    (clip,) = cut_clips(info, [span(info, 0, 40)])
+    assert isinstance(clip, ClipFailure)
+    assert clip.reason == "no_presentation_times"
+
+
+def test_keyframe_mode_refuses_what_it_cannot_copy(made: Made) -> None:
     info, _ = made("h264.mp4")
     key = int(np.flatnonzero(info.keyframe)[1])
     first, second = cut_clips(info, [span(info, 3, key), span(info, key, info.frames)], mode="keyframe")
@@ -194,9 +220,7 @@ def test_keyframe_mode_refuses_what_it_cannot_copy(made: Callable[[str], tuple[V
     assert isinstance(second, Clip), "one failing leaves the others alone"
 
 
-def test_a_film_cut_short_loses_its_last_clips_by_name(
-    made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path
-) -> None:
+def test_a_film_cut_short_loses_its_last_clips_by_name(made: Made, tmp_path: Path) -> None:
     whole, _ = made("h264_late.ts")
     data = Path(whole.path).read_bytes()
     broken = tmp_path / "film.ts"
@@ -208,9 +232,7 @@ def test_a_film_cut_short_loses_its_last_clips_by_name(
     assert [each.reason for each in clips[1:] if isinstance(each, ClipFailure)] == ["missing_frames"] * 2
 
 
-def test_damage_in_the_middle_fails_that_clip_only(
-    made: Callable[[str], tuple[VideoInfo, list[Cut]]], tmp_path: Path
-) -> None:
+def test_damage_in_the_middle_fails_that_clip_only(made: Made, tmp_path: Path) -> None:
     whole, _ = made("h264_late.mkv")
     info = probe(whole.path)
     rank = int(info.decode_rank[60])
@@ -262,7 +284,7 @@ def test_sound_that_mp4_cannot_carry_is_re_encoded_in_step(tmp_path: Path) -> No
     assert len(wave) / 44100 <= 40 / 25 + 1024 / 44100
 
 
-def test_spans_out_of_order_are_refused(made: Callable[[str], tuple[VideoInfo, list[Cut]]]) -> None:
+def test_spans_out_of_order_are_refused(made: Made) -> None:
     info, _ = made("h264.mp4")
     with pytest.raises(ValueError, match="ascending"):
         list(cut_clips(info, [span(info, 20, 40), span(info, 30, 50)]))
