@@ -9,7 +9,7 @@ filters before it; `only`, the clips that nothing else would have dropped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -325,6 +325,35 @@ def clips_per_source(scores: ScoreTable, marks: Marked) -> dict[str, Any]:
         "mean_before": total[0] / count if count else None,
         "mean_after": total[1] / count if count else None,
     }
+
+
+PER_SOURCE: pa.Schema = pa.schema(
+    [
+        *[schema.SOURCES.field(name) for name in ("source_id", "source_uri", "status", "reason", "duration_s")],
+        *[schema.SOURCES.field(name) for name in LOSSES],
+        pa.field("clips", pa.int64(), metadata={"doc": "candidate clips"}),
+        pa.field("candidate_s", pa.float64(), metadata={"doc": "seconds in candidate clips", "unit": "s"}),
+        pa.field("kept_clips", pa.int64(), metadata={"doc": "clips that the decision keeps"}),
+        pa.field("kept_s", pa.float64(), metadata={"doc": "seconds that the decision keeps", "unit": "s"}),
+    ],
+    metadata={"clipmill_schema": str(schema.VERSION)},
+)
+
+
+def per_source(scores: ScoreTable, bounds: Sequence[Bound], *, batch_rows: int = 65536) -> Iterator[pa.RecordBatch]:
+    """The funnel of each source (schema PER_SOURCE), in order of uri. A duplicate has no clips of its own."""
+    with marked(scores, bounds) as marks:
+        reader = scores.con.sql(
+            f"SELECT source_id, source_uri, status, reason, duration_s, {', '.join(LOSSES)}, coalesce(n, 0) AS clips, "
+            "coalesce(all_us, 0) / 1e6 AS candidate_s, coalesce(m, 0) AS kept_clips, "
+            "coalesce(kept_us, 0) / 1e6 AS kept_s "
+            "FROM sources LEFT JOIN (SELECT source, count(*) AS n, sum(us)::BIGINT AS all_us, "
+            f"count(*) FILTER (WHERE {marks.kept}) AS m, sum(us) FILTER (WHERE {marks.kept})::BIGINT AS kept_us "
+            f"FROM {marks.relation} GROUP BY source) ON status = 'ok' AND hash(source_id) = source ORDER BY source_uri"
+        ).to_arrow_reader(batch_rows)
+        for batch in reader:
+            columns = [column.cast(field.type) for column, field in zip(batch.columns, PER_SOURCE, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, schema=PER_SOURCE)
 
 
 def cost(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:

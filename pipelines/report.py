@@ -1,4 +1,7 @@
-"""report.html: one self-contained page of a decision, to be opened anywhere, and statistics/NAME.json behind it.
+"""report.html: one self-contained page of a decision, to be opened anywhere, and the numbers behind it.
+
+    statistics/NAME.json              every statistic of `curation.statistics`
+    statistics/NAME.sources.parquet   the funnel of each source
 
 Nothing is loaded from elsewhere: figures are inline SVG, thumbnails are embedded. File names, messages and captions
 are escaped by the template.
@@ -13,10 +16,10 @@ from typing import Any
 
 from curation.decisions import Bound, mask_sql, reasons
 from curation.score_table import ScoreTable
-from curation.statistics import statistics
+from curation.statistics import PER_SOURCE, per_source, statistics
 from pipelines import figures
 from pipelines.dataset import Dataset
-from pipelines.decide import bounds_of, check_name, open_scores, read_decision
+from pipelines.decide import bounds_of, check_name, open_scores, read_decision, write_parquet
 
 # A list of numbers and nulls over several lines. JSON text holds no line break, so no string can match.
 _NUMBERS = re.compile(r"\[(\n(?:\s*(?:-?[\d.eE+-]+|null),?\s*)+\n\s*)\]")
@@ -38,6 +41,7 @@ def write_report(dataset: str | Dataset, name: str) -> str:
     bounds = bounds_of(scores, decision)
     found = {"decision": name} | statistics(scores, bounds)
     where.storage.write(f"statistics/{name}.json", as_json(found).encode())
+    write_parquet(where, f"statistics/{name}.sources.parquet", PER_SOURCE, per_source(scores, bounds))
     page = render(where, name, found, scores, bounds, decision)
     where.storage.write("report.html", page.encode())
     return where.storage.url("report.html")
@@ -87,7 +91,7 @@ def render(
             now=scores.clips,
             kept=_thumbnails(dataset, scores, f"({_dropping(scores, bounds)}) = 0", _SHOWN_KEPT),
             dropped=_dropped(dataset, scores, bounds),
-            sources=_sources(scores),
+            sources=_sources(scores, bounds),
             sources_left_out=max(0, found["sources"]["total"] - _SHOWN_SOURCES),
         )
     )
@@ -128,11 +132,20 @@ def _thumbnail(dataset: Dataset, row: dict[str, Any]) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def _sources(scores: ScoreTable) -> list[dict[str, Any]]:
-    """The first sources by name, failed ones first."""
+def _sources(scores: ScoreTable, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+    """The first sources by name, failed ones first, with what the decision keeps of each."""
     result = scores.con.execute(
-        "SELECT source_uri, status, reason, message, duplicate_of, duration_s, clips, kept_s FROM sources "
-        f"ORDER BY status = 'ok', source_uri LIMIT {_SHOWN_SOURCES}"
+        "SELECT source_id, source_uri, status, reason, duplicate_of, duration_s, clips, hash(source_id) AS source "
+        f"FROM sources ORDER BY status = 'ok', source_uri LIMIT {_SHOWN_SOURCES}"
     )
     names = [column[0] for column in result.description or []]
-    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    listed = ", ".join(str(row["source"]) for row in rows if row["status"] == "ok") or "NULL"
+    kept = scores.con.execute(
+        f"SELECT source, count(*), sum(us)::BIGINT FROM scores WHERE ({_dropping(scores, bounds)}) = 0 "
+        f"AND source IN ({listed}) GROUP BY 1"
+    ).fetchall()
+    by_source = {source: (clips, us / 1e6) for source, clips, us in kept}
+    for row in rows:
+        row["kept_clips"], row["kept_s"] = by_source.get(row["source"], (0, 0.0))
+    return rows

@@ -5,7 +5,6 @@ a dataset and a clip, never a path. The path comes from the clip's row; because 
 plain name of a tar that lies in the dataset's own media folder.
 """
 
-import csv
 import os
 import re
 import tempfile
@@ -13,9 +12,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
+from pyarrow import csv
 from starlette.background import BackgroundTask
 
 from curation import schema
@@ -88,25 +89,22 @@ class _CsvWriter:
     """Record batches as CSV, with the interface of a ParquetWriter."""
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed by close()
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(_schema().names)
+        self._writer = csv.CSVWriter(path, pa.schema([(name, pa.string()) for name in _schema().names]))
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
-        for row in batch.to_pylist():
-            self._writer.writerow([_cell(value) for value in row.values()])
+        self._writer.write_table(pa.table({name: as_cells(batch[name]) for name in batch.schema.names}))
 
     def close(self) -> None:
-        self._file.close()
+        self._writer.close()
 
 
-def _cell(value: Any) -> Any:
-    """A value for a spreadsheet: lists by semicolons, and no text that one would run as a formula."""
-    if isinstance(value, list):
-        return ";".join(str(item) for item in value)
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+def as_cells(column: pa.Array) -> pa.Array:
+    """A column as text for a spreadsheet: lists by semicolons, and no text that one would run as a formula."""
+    if pa.types.is_list(column.type):
+        return pc.binary_join(column.cast(pa.list_(pa.string())), ";")
+    if pa.types.is_string(column.type):
+        return pc.replace_substring_regex(column, r"^([=+\-@\t\r])", r"'\1")
+    return column.cast(pa.string())
 
 
 def _piece(request: Request, where: OpenDataset, row: dict[str, Any], what: str, kind: str) -> Response:

@@ -16,7 +16,7 @@ from curation import schema
 from curation.decisions import decided, outcome, resolve
 from curation.rules import parse_rules
 from curation.score_table import ScoreTable
-from curation.statistics import open_sources, statistics
+from curation.statistics import PER_SOURCE, open_sources, per_source, statistics
 from tests.synthetic import make_dataset
 
 RULES: dict[str, Any] = {
@@ -221,3 +221,17 @@ def test_whatever_the_clips_drops_and_kept_add_up(clips: list[Any], low: float, 
     assert result.all[1] == pytest.approx(sum(us for _, _, us, _ in clips) / 1e6)
     dropped = result.total(result.dropped)
     assert dropped[0] + result.kept[0] == len(clips)
+
+
+def test_the_funnel_of_every_source_adds_up_to_the_whole(
+    scores: ScoreTable, found: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    bounds = resolve(scores, parse_rules(RULES))
+    sources = pa.Table.from_batches(per_source(scores, bounds), PER_SOURCE).to_pylist()
+    assert [source["source_uri"] for source in sources] == sorted(source["source_uri"] for source in sources)
+    assert len(sources) == 6
+    assert sum(source["kept_clips"] for source in sources) == found["funnel"]["steps"][-1]["clips"]
+    for source in sources:
+        of = [row for row in rows if row["source_id"] == source["source_id"]]
+        assert source["clips"] == len(of)
+        assert source["kept_s"] == pytest.approx(sum(row["duration_s"] for row in of if not row["reasons"]), abs=1e-4)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -420,11 +421,11 @@ def test_only_requests_that_name_this_machine_are_answered(server: str) -> None:
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_disarmed() -> None:
-    from pipelines.dashboard.files import _cell
+    from pipelines.dashboard.files import as_cells
 
-    assert _cell("=HYPERLINK(1)") == "'=HYPERLINK(1)"
-    assert _cell([0.1, None]) == "0.1;None"
-    assert _cell(-3.5) == -3.5
+    assert as_cells(pa.array(["=HYPERLINK(1)", "a=b", None])).to_pylist() == ["'=HYPERLINK(1)", "a=b", None]
+    assert as_cells(pa.array([-3.5])).to_pylist() == ["-3.5"]
+    assert as_cells(pa.array([["a", "b"], []])).to_pylist() == ["a;b", ""]
 
 
 def test_the_command_refuses_what_is_not_there(tmp_path: Path) -> None:
