@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 
 from curation.clips.assemble import ClipError, Job
 from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
-from curation.clips.encode import keeps_pixels
+from curation.clips.encode import keeps_pixels, output_codec
 from curation.clips.keys import SPLICED_CODECS, entry_frames, lacks_presentation_times
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
 from curation.clips.sound import SoundReader
@@ -51,12 +51,18 @@ def cut_clips(
 
 def _layouts(info: VideoInfo, spans: Sequence[ClipSpan], mode: Mode) -> list[Layout]:
     if mode == "exact":
-        return [exact_layout(span) for span in spans]
+        return [exact_layout(span.start_frame, span.end_frame) for span in spans]
     entries = entry_frames(info)
     if mode == "keyframe":
         return [keyframe_layout(span, info, entries) for span in spans]
     can_splice = info.codec in SPLICED_CODECS and keeps_pixels(info)
-    return [smart_layout(span, info, entries, can_splice) for span in spans]
+    layouts = [smart_layout(span, info, entries, can_splice) for span in spans]
+    if output_codec(info.codec) == info.codec:
+        return layouts
+    # The film's encoder (libvpx) is slower than the one of whole clips: with little to copy, copying costs more.
+    return [
+        each if 4 * each.copied >= each.end - each.start else exact_layout(each.start, each.end) for each in layouts
+    ]
 
 
 class _Pass:

@@ -1,8 +1,8 @@
 """Re-encoding of a run of frames so that the result can stand beside copied packets of the same film.
 
-Settings were chosen by `tests/benchmarks/clips.py --presets` (720p film, one core): x264 superfast is 1.8 times as fast
-as veryfast at the same PSNR for 10 to 30 % more bytes, and edges are few. One thread per encoder, so that the bytes
-do not depend on the machine.
+Settings were chosen for fidelity first, then speed (`python -m tests.benchmarks.clips --presets`): x264 superfast is
+1.8 times as fast as veryfast at the same PSNR for 10 to 30 % more bytes, and edges are few. One thread per encoder, so
+that the bytes do not depend on the machine.
 """
 
 import functools
@@ -132,13 +132,13 @@ class PieceEncoder:
             params = "open-gop=0:repeat-headers=1:info=0:pools=none:frame-threads=1:log-level=none"
             if self.splice and _never_reorders(self.info):
                 params += ":bframes=0"
-            return {"preset": "superfast", "crf": "18", "x265-params": params}
+            return {"preset": "ultrafast", "crf": "17", "x265-params": params}
         if self.codec == "vp9":
             # No hidden frames: each packet shows one frame, so pieces can be joined at any packet.
             return {
                 "deadline": "realtime",
-                "cpu-used": "6",
-                "crf": "20",
+                "cpu-used": "8",
+                "crf": "15",
                 "b": "0",
                 "auto-alt-ref": "0",
                 "lag-in-frames": "0",

@@ -53,9 +53,9 @@ def copied_end(info: VideoInfo, key: int, end: int) -> int:
     return key + int(np.flatnonzero(whole)[-1]) + 1
 
 
-def exact_layout(span: ClipSpan) -> Layout:
+def exact_layout(start: int, end: int) -> Layout:
     """Everything re-encoded."""
-    return Layout(span.start_frame, span.end_frame, span.end_frame, span.end_frame)
+    return Layout(start, end, end, end)
 
 
 def keyframe_layout(span: ClipSpan, info: VideoInfo, entries: np.ndarray) -> Layout:
@@ -75,10 +75,10 @@ def smart_layout(span: ClipSpan, info: VideoInfo, entries: np.ndarray, can_splic
     after = entries[np.searchsorted(entries, start) :]
     key = int(after[0]) if len(after) else end
     if key >= end or (key > start and not can_splice):
-        return exact_layout(span)
+        return exact_layout(start, end)
     stop = copied_end(info, key, end)
     if stop < end and not can_splice:
-        return exact_layout(span)
+        return exact_layout(start, end)
     return Layout(start, key, stop, end)
 
 
