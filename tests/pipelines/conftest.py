@@ -2,8 +2,10 @@
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,8 @@ def ray_cluster() -> Iterator[Cluster]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3_port}",
+        # Ray Jobs start `python` as the shell finds it, as if this environment were activated.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -26,7 +26,7 @@ from tests.media import film
 from tests.pipelines.conftest import Cluster
 from workers.source import SourceActor
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]  # wall seconds on a busy machine
 
 
 def job(folder: Path | str, out: Path | str, **changes: Any) -> Spec:
@@ -167,7 +167,7 @@ def test_sources_that_kill_or_hang_their_process_cost_only_themselves(
     for number, name in enumerate(["a-kills-always", "b-good", "c-hangs", "d-kills-once", "e-good"]):
         # One more byte each, after the film, so that they are not duplicates.
         (tmp_path / f"{name}.mp4").write_bytes(film("bikes.mp4").read_bytes() + b"\0" * (8 + number))
-    dataset = curate(job(tmp_path, tmp_path / "out", resources={"attempts": 2, "timeout": "20 s"}))
+    dataset = curate(job(tmp_path, tmp_path / "out", resources={"attempts": 2, "timeout": "60 s"}))
     outcomes = {name: (row["status"], row["reason"]) for name, row in rows(dataset).items()}
     assert outcomes == {
         "a-kills-always.mp4": ("failed", "crashed"),

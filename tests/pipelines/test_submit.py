@@ -11,6 +11,8 @@ from pipelines.dataset import Dataset
 from tests.media import film
 from tests.pipelines.conftest import Cluster
 
+pytestmark = pytest.mark.timeout(900)  # wall seconds on a busy machine
+
 
 def clipmill(*arguments: str) -> Result:
     return CliRunner().invoke(main, list(arguments))
