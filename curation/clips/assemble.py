@@ -43,7 +43,7 @@ class Job:
         self.codec = info.codec if layout.copied else output_codec(info.codec)
         self.last_rank = int(info.decode_rank[span.start_frame : span.end_frame].max())
         self._packets: dict[int, av.Packet] = {}  # by frame number, in decoding order
-        self.odd = False  # packets lie between the copied ones that are not in the film's index
+        self.odd = False  # the copied packets are not what the film's index says, or are damaged
         self._pieces: dict[int, list[Encoded]] = {start: [] for start, _ in layout.encoded}
         self._encoder: PieceEncoder | None = None
         self._next = layout.encoded[0][0] if layout.encoded else span.end_frame  # frame to encode next
@@ -67,7 +67,7 @@ class Job:
 
         `after_unlisted`: the packet before it is not in the film's index, so the run of packets is not whole.
         """
-        self.odd |= number in self._packets or (after_unlisted and bool(self._packets))
+        self.odd |= number in self._packets or (after_unlisted and bool(self._packets)) or packet.is_corrupt
         self._packets[number] = packet
 
     def encode(self, number: int, frame: VideoFrame) -> None:
