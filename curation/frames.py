@@ -129,6 +129,14 @@ class FilmFrames:
                 self._keep({number: self._shrink(frame)})
             yield number, frame
 
+    def keyframes(self) -> Iterator[tuple[int, VideoFrame]]:
+        """The film's key frames, and no others, in one pass; nothing is kept."""
+        keys = np.flatnonzero(self.info.keyframe)
+        wanted = set(keys.tolist())
+        for number, frame in self._decode(keys, "nonkey", loop_filter=False):
+            if number in wanted:
+                yield number, frame
+
     def exact(self, numbers: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """Exactly the frames `numbers` in one pass, without loop filter; nothing is kept."""
         wanted = set(np.asarray(numbers).tolist())

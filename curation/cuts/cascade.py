@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from curation.cuts import sparse
 from curation.cuts.cut import Cut, cut_time_s
 from curation.cuts.pairs import THUMB_BYTES, ContentScore, plain_steps, thumb
 from curation.cuts.shots import Boundary, Limits, Run
@@ -30,6 +31,8 @@ class Pass:
 # Thresholds chosen by the sweep (SWEEP.md): the largest that lose no labelled transition of the tuning half.
 PASSES = (Pass(1.0, 12.0), Pass(2.0, 12.0), Pass(4.0, 12.0))
 
+KEY_PASS_FPS = 0.0  # pass_fps of a cut that key frames and packet sizes alone made certain
+
 _CHUNK_FRAMES = 1500  # decoded frames examined together
 _CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
 _WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
@@ -42,22 +45,48 @@ class CascadeDetector:
 
     name = "cascade"
 
-    def __init__(self, limits: Limits | None = None, passes: Sequence[Pass] = PASSES) -> None:
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        passes: Sequence[Pass] = PASSES,
+        steadiness: sparse.Steadiness | None = sparse.Steadiness(),  # noqa: B008 (frozen)
+    ) -> None:
+        """`steadiness` says when a GOP need not be decoded; None decodes the whole film."""
+        self.steadiness = steadiness
         self.limits = limits or Limits()
         self.passes = tuple(passes)
         self._content = ContentScore()
 
     def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
         film = frames or FilmFrames(info)
-        cuts = self._examine(info, film, np.arange(info.frames))
+        decoded = film.decoded_frames
+        todo = self._plan(info, film) if self.steadiness else sparse.whole(info)
+        cuts = [
+            Cut(at, cut_time_s(info, at), "hard", at, at, score, KEY_PASS_FPS)
+            for at, score in todo.key_cuts
+            if not any(first < at < stop for first, stop in todo.stretches)  # examined below
+        ]
+        spared = sparse.spared_frames(info)
+        for first, stop in todo.stretches:
+            cuts += self._examine(info, film, np.arange(first, stop), spared)
+        if film.decoded_frames == decoded:
+            raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return sorted(cuts, key=lambda cut: cut.frame)
 
-    def _examine(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray) -> list[Cut]:
+    def _plan(self, info: VideoInfo, film: FilmFrames) -> sparse.Plan:
+        keys = np.flatnonzero(info.keyframe)
+        if len(keys) < sparse.LEAST_KEYS or self.steadiness is None:
+            return sparse.whole(info)
+        found = [(number, thumb(frame)) for number, frame in film.keyframes()]
+        if len(found) < len(keys):
+            return sparse.whole(info)  # damaged key frames: look at everything that can be read
+        numbers, rows = zip(*found, strict=True)
+        return sparse.plan(info, np.array(numbers), np.stack(rows), self.limits, self.steadiness)
+
+    def _examine(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, spared: np.ndarray) -> list[Cut]:
         """Cuts in a stretch of consecutive frames, decoded once, in chunks."""
         cuts: list[Cut] = []
-        decoded = 0
-        for chunk, thumbs, is_last in _chunks(info, film, numbers):
-            decoded += len(chunk)
+        for chunk, thumbs, is_last in _chunks(info, film, numbers, spared):
             if len(chunk) == 0:
                 continue
             until = info.times_s[chunk[-1]] - (0 if is_last else _CONTEXT_S / 2)
@@ -65,8 +94,6 @@ class CascadeDetector:
             for cut in self._cuts(info, film, chunk, thumbs):
                 if cut.start_frame > begin and (is_last or cut.time_s <= until):
                     cuts.append(cut)
-        if decoded == 0:
-            raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return cuts
 
     def _cuts(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, thumbs: np.ndarray) -> list[Cut]:
@@ -161,11 +188,13 @@ def _windows(times: np.ndarray, nominated: list[tuple[int, int]], low: int, high
             begin += _HOP_S
 
 
-def _chunks(info: VideoInfo, film: FilmFrames, numbers: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+def _chunks(
+    info: VideoInfo, film: FilmFrames, numbers: np.ndarray, spared: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """(frame numbers, thumbs, whether it is the last) of a stretch, decoded in one pass, chunks overlapping."""
     held: list[int] = []
     rows: list[np.ndarray] = []
-    for number, frame in film.draft(numbers, np.zeros(info.frames, bool)):
+    for number, frame in film.draft(numbers, spared):
         if len(held) >= _CHUNK_FRAMES:
             yield np.array(held), np.stack(rows), False
             keep = int(np.searchsorted(info.times_s[held], info.times_s[held[-1]] - _CONTEXT_S))
