@@ -37,6 +37,7 @@ def scores(folder: Path) -> Iterator[ScoreTable]:
     open_sources(table.con, [str(path) for path in sorted((folder / "sources").iterdir())])
     yield table
     table.con.close()
+    del table.con  # what outlives the interpreter's last test is reported as a leak
 
 
 @pytest.fixture(scope="module")
