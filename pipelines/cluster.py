@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class ClusterError(Exception):
@@ -42,7 +43,7 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
             if address:
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
-                _start(cpus or local_cpus())
+                start(cpus or local_cpus(), include_dashboard=False)
     except Exception as error:  # Ray raises plain Exception, too, where a process of its own did not come up
         where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started"
         raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from error
@@ -52,19 +53,13 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
         ray.shutdown()
 
 
-def _start(cpus: int, attempts: int = 3) -> None:
+def start(cpus: int, attempts: int = 3, **options: Any) -> None:
     """Start Ray here. It gives its own processes 30 s, which a busy machine can exceed: so it is tried again."""
     import ray
 
     for attempt in range(1, attempts + 1):
         try:
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+            ray.init(address="local", num_cpus=cpus, log_to_driver=False, **{"logging_level": logging.ERROR} | options)
             return
         except Exception as error:
             ray.shutdown()

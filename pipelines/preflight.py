@@ -81,6 +81,13 @@ def check_weights(spec: Spec) -> None:
             needed[spec.scores.text.implementation].path()
     except WeightsUnavailable as error:
         raise Refused(f"scores.text: {error}; or set scores.text to off") from None
+    if spec.cuts.detector == "transnetv2":
+        from curation.cuts.transnetv2 import WEIGHTS  # imports torch
+
+        try:
+            WEIGHTS.path()
+        except WeightsUnavailable as error:
+            raise Refused(f"cuts.detector: {error}; or set cuts.detector to cascade") from None
 
 
 # What may differ between two runs of one job: how it runs, and what is decided afterwards.

@@ -37,17 +37,11 @@ def ray_cluster() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=2,
-        object_store_memory=512 << 20,
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        dashboard_port=dashboard_port,
-        log_to_driver=False,
-    )
-    address = context.address_info["gcs_address"]
-    yield Cluster(f"http://{context.dashboard_url}", s3_port, address)
+    from pipelines.cluster import start
+
+    start(2, 5, object_store_memory=512 << 20, include_dashboard=True, dashboard_port=dashboard_port)
+    address = ray.get_runtime_context().gcs_address
+    yield Cluster(f"http://127.0.0.1:{dashboard_port}", s3_port, address)
     ray.shutdown()
 
 

