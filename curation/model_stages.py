@@ -11,6 +11,9 @@ frames, last):
 
     stage.apply(clips: Sequence[FinishedClip]) -> None
 
+The text stage has the boxes that a watermark is measured on: row |= watermark_columns(frames, detector.detect(frames),
+detector.name).
+
 `SCORES` and `FIELDS` are the columns, for `curation.schema`.
 """
 
@@ -28,6 +31,8 @@ from curation.flaws import find_flaws
 from curation.motion import MotionScore
 from curation.schema import Score
 from curation.segment import FinishedClip
+from curation.text_area import Polygon
+from curation.watermark import watermark_ratio
 
 FLOW_FPS = 2.0
 CAPTIONS = ("spatial", "temporal", "merged")
@@ -39,6 +44,7 @@ SCORES: tuple[Score, ...] = (
     Score("similarity.spatial", "per_frame", "cosine", "the frame and the caption of the middle frame"),
     Score("similarity.temporal", "per_frame", "cosine", "the frame and the caption of the clip"),
     Score("similarity.merged", "per_frame", "cosine", "the frame and the merged caption"),
+    Score("watermark", "number", "share of the frame", "text that stays at one place while the picture changes"),
     Score("black", "number", "share of the frames", "black frames at 2 fps"),
     Score("frozen", "number", "share of the time", "pairs of frames 0.5 s apart without any change"),
     Score("picture_area", "number", "share of the frame", "picture inside the bars of a letterbox; 1 without bars"),
@@ -124,6 +130,16 @@ def flaw_columns(frames: NDArray[np.uint8]) -> dict[str, Any]:
         | {"black": flaws.black, "picture_area": flaws.crop.area, "crop_left": flaws.crop.left}
         | {"crop_top": flaws.crop.top, "crop_right": flaws.crop.right, "crop_bottom": flaws.crop.bottom}
     )
+
+
+def watermark_columns(
+    frames: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[Polygon]], model: str
+) -> dict[str, Any]:
+    """The columns of `curation.watermark`, from what the text stage's `detect(frames)` found for one clip."""
+    try:
+        return {"watermark": watermark_ratio(frames, boxes), "watermark_model": model}
+    except CannotScore as error:
+        return {"watermark_error": error.reason, "watermark_model": model}
 
 
 class ImageStage:

@@ -111,7 +111,7 @@ class CraftTextArea:
         Raises:
             CannotScore: `too_small`.
         """
-        return self._detect([frame])[0]
+        return self.detect([frame])[0]
 
     def ratio(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
         """(N,) text area of N RGB frames, in [0, 1]; frames of one size share one forward pass.
@@ -119,10 +119,11 @@ class CraftTextArea:
         Raises:
             CannotScore: `too_small`.
         """
-        found = self._detect(frames)
+        found = self.detect(frames)
         return np.array([union_ratio(b, *f.shape[:2]) for b, f in zip(found, frames, strict=True)], np.float64)
 
-    def _detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
+        """Text boxes of each of N RGB frames. Raises CannotScore: `too_small`."""
         import torch
         from easyocr.craft_utils import getDetBoxes
 
@@ -215,4 +216,9 @@ class PPOCRTextArea:
         Raises:
             CannotScore: `too_small`.
         """
-        return np.array([union_ratio(self.boxes(frame), *frame.shape[:2]) for frame in frames], np.float64)
+        found = self.detect(frames)
+        return np.array([union_ratio(b, *f.shape[:2]) for b, f in zip(found, frames, strict=True)], np.float64)
+
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
+        """Text boxes of each of N RGB frames. Raises CannotScore: `too_small`."""
+        return [self.boxes(frame) for frame in frames]

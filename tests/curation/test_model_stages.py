@@ -15,7 +15,7 @@ from curation.captions import CocaCaptioner
 from curation.clip_frames import sample_clip
 from curation.conse import ConseSimilarity
 from curation.errors import CannotDecode, CannotScore
-from curation.model_stages import FIELDS, SCORES, CaptionStage, FlowStage, ImageStage
+from curation.model_stages import FIELDS, SCORES, CaptionStage, FlowStage, ImageStage, watermark_columns
 from curation.niqe import NiqeQuality
 from curation.nsfw import OpenNsfw
 from curation.rife import RifeMotion
@@ -100,6 +100,17 @@ def test_image_stage_scores_good_clips_and_says_why_not_the_others(
     assert tiny["nsfw_error"] == "too_small"
     assert tiny.get("embedding") is None
     assert "nsfw_model" not in gated
+
+
+def test_watermark_columns_are_a_value_or_a_reason(shot: np.ndarray) -> None:
+    frames = [shot[0], shot[22], shot[44]]
+    box = np.array([[20, 20], [120, 20], [120, 50], [20, 50]], np.float32)
+    assert watermark_columns(frames, [[], [], []], "craft") == {"watermark": 0.0, "watermark_model": "craft"}
+    assert watermark_columns(frames[:1], [[box]], "craft") == {
+        "watermark_error": "too_short",
+        "watermark_model": "craft",
+    }
+    assert watermark_columns([shot[0]] * 3, [[box]] * 3, "craft")["watermark_error"] == "still"
 
 
 def test_an_embedding_head_needs_embeddings() -> None:
