@@ -168,6 +168,7 @@ def _packets(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Timestamps, sizes, key flags and durations of the stream's packets, in file order."""
     rows: list[tuple[int, int, bool, int]] = []
+    whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
         for packet in container.demux(stream):
             if packet.size == 0 or packet.is_discard:
@@ -175,9 +176,10 @@ def _packets(
             at = packet.pts if packet.pts is not None else packet.dts
             if at is not None:
                 rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0))
+                whole = whole if packet.is_corrupt else len(rows)
     except av.error.FFmpegError:
         pass  # a broken tail: what was read before it stands; decoding reports where it stops
-    pts, sizes, keys, durations = zip(*rows, strict=True) if rows else ((), (), (), ())
+    pts, sizes, keys, durations = zip(*rows[:whole], strict=True) if whole else ((), (), (), ())
     as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
     return as_int(pts), as_int(sizes), np.array(keys, dtype=bool), as_int(durations)
 

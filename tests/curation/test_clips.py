@@ -15,7 +15,7 @@ import pytest
 from curation.clips import MODES, Clip, ClipFailure, Mode, cut_clips, plan
 from curation.cuts.cut import Cut
 from curation.probe import VideoInfo, probe
-from tests.curation.clip_proof import film_frames, prove, span
+from tests.curation.clip_proof import film_frames, prove, shown, span
 from tests.media import Join, Labels, Shot, film, make_film
 
 SHOTS = [Shot("bikes.1", 40), Shot("bunny", 45, start=20), Shot("bikes.3", 35)]
@@ -230,6 +230,24 @@ def test_a_film_cut_short_loses_its_last_clips_by_name(made: Made, tmp_path: Pat
     clips = list(cut_clips(info, [span(info, 0, 20), span(info, 20, 100, 1), span(info, 100, info.frames, 2)]))
     assert isinstance(clips[0], Clip)
     assert [each.reason for each in clips[1:] if isinstance(each, ClipFailure)] == ["missing_frames"] * 2
+
+
+def test_a_download_that_broke_off_is_clipped_up_to_its_last_whole_packet(made: Made, tmp_path: Path) -> None:
+    """Index first, as on the web, so that the file opens; it ends in the middle of a packet."""
+    whole, _ = made("h264_b5.mp4")
+    path = tmp_path / "film.mp4"
+    command = f"-nostdin -v error -i {whole.path} -c copy -movflags faststart {path}"
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command.split()], check=True)
+    with av.open(str(path)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        cut_at = packets[70].pos + packets[70].size // 2
+    path.write_bytes(path.read_bytes()[:cut_at])
+    info = probe(path)
+    assert info.frames == 70
+    for mode in MODES:
+        (clip,) = cut_clips(info, plan(info, [], mode=mode, min_s=0.3).spans, mode=mode)
+        assert isinstance(clip, Clip), clip
+        shown(clip, info, tmp_path)
 
 
 def test_damage_in_the_middle_fails_that_clip_only(made: Made, tmp_path: Path) -> None:
