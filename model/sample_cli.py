@@ -306,6 +306,7 @@ class _Run:
         if common.lora:
             loras.merge()  # no adapter costs anything during the steps
         self.model.unet.prepare_for_sampling()
+        self.model.unet.prepare_for_sampling()
 
     def _options(self) -> SamplingOptions:
         common, description = self.common, self.model.description

@@ -63,6 +63,7 @@ def load_model(directory: Path, *, device: torch.device | str, dtype: torch.dtyp
             input_scale=_load_input_scale(directory / "input_scale", description.input_scale),
             mask_embedding=_load_mask_embedding(directory / "mask_embedding"),
             device=device,
+            offloaded=offload,
         )
     for part in model.modules():
         part.requires_grad_(False).eval()

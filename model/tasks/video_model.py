@@ -29,6 +29,8 @@ class VideoModel:
     mask_embedding: MaskEmbedding | None = None
     device: torch.device | str = "cpu"
     """Where sampling happens; with SamplingOptions.offload the parts wait on the CPU."""
+    offloaded: bool = False
+    """Loaded to wait on the CPU: then `options()` has offload on."""
 
     @classmethod
     def load(
@@ -131,6 +133,7 @@ class VideoModel:
             guider=description.default_guider(),
             sigma_min=description.sigma_min,
             sigma_max=description.sigma_max,
+            offload=self.offloaded,
         )
         return replace(defaults, **changes)  # type: ignore[arg-type]
 

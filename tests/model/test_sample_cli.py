@@ -1,0 +1,205 @@
+"""`clipmill sample` as people run it, its files read by another program."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from imageio_ffmpeg import get_ffmpeg_exe
+from PIL import Image
+
+from model import video_io
+from model.sample_cli import sample
+from model.tasks import VideoModel
+from model.tasks.camera_lora import add_lora, save_lora
+
+QUICK = ["--steps", "2", "--seed", "5", "--size", "48x32"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(sample, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Result:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    for task, frames in (("text-to-video", 4), ("image-to-video", 4), ("interpolation", 5), ("orbit", 4)):
+        made = succeed("init", task, folder / task, "--tiny", "--frames", frames)
+        assert "RANDOM WEIGHTS" in made.output
+    y, x = np.mgrid[:40, :60]
+    Image.fromarray(np.stack([x * 4, y * 6, (x + y) * 2], -1).astype(np.uint8)).save(folder / "a.png")
+    Image.fromarray(np.stack([y * 6, x * 4, (x - y) % 60 * 4], -1).astype(np.uint8)).save(folder / "b.png")
+    return folder
+
+
+def ffmpeg_frames(path: Path, width: int, height: int) -> np.ndarray:
+    """Decoded by another program than the one that wrote it."""
+    command = [get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run(command, check=True, capture_output=True).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+
+
+def test_image_to_video_in_all_three_formats(work, tmp_path):
+    common = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", *QUICK]
+    for name in ("v.mp4", "v.gif", "frames"):
+        result = succeed(*common, "-o", tmp_path / name)
+        assert "4 frames of 48 x 32" in result.output
+        assert "RANDOM WEIGHTS" in result.output
+    frames = np.stack([np.array(Image.open(p)) for p in sorted((tmp_path / "frames").iterdir())])
+    assert frames.shape == (4, 32, 48, 3)
+    mp4 = ffmpeg_frames(tmp_path / "v.mp4", 48, 32)
+    assert mp4.shape == frames.shape
+    # H.264 halves the resolution of colour, so luma is what must agree.
+    luma = np.array([0.299, 0.587, 0.114])
+    assert np.abs(mp4 @ luma - frames @ luma).mean() < 12
+    with Image.open(tmp_path / "v.gif") as gif:
+        assert gif.n_frames == 4
+        assert gif.info["duration"] in (140, 143)
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]  # nothing half-written is left
+
+
+def test_the_seed_reproduces_the_file_bit_for_bit(work, tmp_path):
+    common = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", "--steps", 2]
+    files = []
+    for i, seed in enumerate((7, 7, 8)):
+        succeed(*common, "--size", "48x32", "--seed", seed, "-o", tmp_path / f"{i}.mp4")
+        files.append((tmp_path / f"{i}.mp4").read_bytes())
+    assert files[0] == files[1]
+    assert files[0] != files[2]
+
+
+def test_text_to_video_with_preview_and_contact_sheet(work, tmp_path):
+    result = succeed(
+        *["text-to-video", "--model", work / "text-to-video", "--prompt", "a dog", "--temporal-prompt", "zooming in"],
+        *[
+            *QUICK,
+            "--preview",
+            "--contact-sheet",
+            "--decode-chunk",
+            1,
+            "--two-pass",
+            "--offload",
+            "-o",
+            tmp_path / "v.mp4",
+        ],
+    )
+    assert "v.preview.png: the video after 1, 2 steps" in result.output
+    with Image.open(tmp_path / "v.preview.png") as preview, Image.open(tmp_path / "v.sheet.png") as sheet:
+        assert preview.size == (4 * 50 + 2, 2 * 34 + 2)  # 2 steps x 4 frames
+        assert sheet.size == (4 * 50 + 2, 34 + 2)
+        last_row = np.array(preview)[36:70]
+        assert np.abs(last_row.astype(int) - np.array(sheet)[2:36]).max() <= 2  # the last step's estimate is the video
+
+
+def test_orbit_and_interpolation(work, tmp_path):
+    succeed(
+        "orbit", "--model", work / "orbit", "--image", work / "a.png", "--elevation", 20, *QUICK, "-o", tmp_path / "o"
+    )
+    assert len(list((tmp_path / "o").iterdir())) == 4
+    images = ["--image", work / "a.png", "--image", work / "b.png"]
+    succeed("interpolation", "--model", work / "interpolation", *images, *QUICK, "-o", tmp_path / "between")
+    between = sorted((tmp_path / "between").iterdir())
+    assert len(between) == 5
+    expected = video_io.to_bytes(video_io.read_image(work / "b.png", (48, 32)))[0]
+    assert np.array_equal(np.array(Image.open(between[4])), expected)
+    # A clip at four times its rate: 3 frames at 10 fps become 9 at 40.
+    clip = torch.cat([video_io.read_image(work / name, (48, 32)) for name in ("a.png", "b.png", "a.png")])
+    video_io.write_video(clip, tmp_path / "clip.mp4", fps=10)
+    result = succeed(
+        *["interpolation", "--model", work / "interpolation", "--video", tmp_path / "clip.mp4"],
+        *[*QUICK, "-o", tmp_path / "smooth.mp4"],
+    )
+    assert "9 frames of 48 x 32 at 40 fps" in result.output
+    assert len(ffmpeg_frames(tmp_path / "smooth.mp4", 48, 32)) == 9
+
+
+def test_camera_lora_and_motion_score(work, tmp_path):
+    model = VideoModel.load(work / "image-to-video")
+    for p in add_lora(model.unet, name="zooming", rank=4):
+        torch.nn.init.normal_(p, std=0.3)
+    save_lora(model.unet, tmp_path / "zooming", name="zooming")
+    common = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", *QUICK]
+    succeed(*common, "-o", tmp_path / "plain")
+    succeed(*common, "--lora", f"{tmp_path / 'zooming'}:0.8", "-o", tmp_path / "zoomed")
+    succeed(*common, "--lora", f"{tmp_path / 'zooming'}:0", "-o", tmp_path / "zero")
+    succeed(*common, "--motion-score", 4.0, "-o", tmp_path / "fast")
+    frames = {p: (tmp_path / p / "0003.png").read_bytes() for p in ("plain", "zoomed", "zero", "fast")}
+    assert frames["plain"] == frames["zero"]
+    assert frames["plain"] != frames["zoomed"]
+    assert frames["plain"] != frames["fast"]
+
+
+def test_mistakes_are_one_clear_line(work, tmp_path):
+    model, picture = work / "image-to-video", work / "a.png"
+    base = ["image-to-video", "--model", model, "--image", picture, "--steps", 2]
+
+    def fails(message: str, *arguments: object) -> None:
+        result = run(*arguments)
+        assert result.exit_code != 0
+        assert message in result.output, result.output
+        assert "Traceback" not in result.output
+        assert isinstance(result.exception, SystemExit)
+
+    fails("multiples of 8 for this model; the nearest is 48 x 32", *base, "--size", "50x33", "-o", tmp_path / "v.mp4")
+    fails("width x height", *base, "--size", "big", "-o", tmp_path / "v.mp4")
+    fails("do not know how to write .avi", *base, "-o", tmp_path / "v.avi")
+    fails("no such file", *base[:3], "--image", tmp_path / "none.png", "-o", tmp_path / "v.mp4")
+    fails("not an image", *base[:3], "--image", model / "clipmill.json", "-o", tmp_path / "v.mp4")
+    fails("is no directory", "image-to-video", "--model", tmp_path / "none", "--image", picture)
+    fails(
+        "is for image to video, not for orbit", "orbit", "--model", model, "--image", picture, "-o", tmp_path / "v.mp4"
+    )
+    fails("give --video CLIP", "interpolation", "--model", work / "interpolation", "--image", picture)
+    fails("exists and is not empty", "init", "orbit", model, "--tiny")
+    assert not list(tmp_path.iterdir())
+    copy = tmp_path / "unknown-motion"
+    shutil.copytree(model, copy)
+    data = json.loads((copy / "clipmill.json").read_text())
+    (copy / "clipmill.json").write_text(json.dumps(data | {"motion": None}))
+    fails(
+        "does not say how its motion buckets were computed",
+        *["image-to-video", "--model", copy, "--image", picture, "--motion-score", 1, "-o", tmp_path / "v.mp4"],
+    )
+
+
+def test_another_frame_count_warns(work, tmp_path):
+    common = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", *QUICK]
+    result = succeed(*common, "--frames", 6, "-o", tmp_path / "v")
+    assert "warning: 6 frames asked for, but this model was trained for 4" in result.output
+
+
+def test_no_space_is_found_out_before_sampling(work, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(video_io.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    result = run(
+        "image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", "-o", tmp_path / "v.mp4"
+    )
+    assert result.exit_code == 1
+    assert "0.0 MB free, about" in result.output
+
+
+def test_no_space_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(video_io, "_write_gif", full)
+    with pytest.raises(video_io.VideoFileError, match="no space left"):
+        video_io.write_video(torch.zeros(2, 3, 8, 8), tmp_path / "v.gif", fps=7)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bytes_survive_the_round_trip():
+    array = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, 3)
+    assert np.array_equal(video_io.to_bytes(video_io.from_bytes(array)), array)
+    with pytest.raises(ValueError, match="even sizes"):
+        video_io.write_video(torch.zeros(2, 3, 7, 8), "v.mp4", fps=7)
