@@ -66,7 +66,7 @@ def train(config: str, environment: dict[str, str], log: str) -> None:
     command([config])
 
 
-def finish(processes: list[Any], timeout_s: float = 240) -> list[int | None]:
+def finish(processes: list[Any], timeout_s: float = 1200) -> list[int | None]:
     """Exit statuses; negative: the signal that ended it."""
     end = time.monotonic() + timeout_s
     for p in processes:
@@ -79,7 +79,7 @@ def finish(processes: list[Any], timeout_s: float = 240) -> list[int | None]:
 
 
 def signal_when(
-    processes: list[Any], ready: Callable[[], bool], which: signal.Signals, timeout_s: float = 240
+    processes: list[Any], ready: Callable[[], bool], which: signal.Signals, timeout_s: float = 1200
 ) -> None:
     """Send a signal to all of them as soon as `ready`."""
     end = time.monotonic() + timeout_s

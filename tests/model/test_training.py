@@ -1,0 +1,370 @@
+"""The trainer: stages, what it refuses, what it leaves behind. (Ranks and resuming: test_training_resume.py.)"""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from model.data.shards import DataError
+from model.tasks import ImageToVideo, Interpolation, Orbit, VideoModel
+from model.tasks.camera_lora import LoraAdapters
+from model.train_cli import train as command
+from model.training.adamw import ExactAdamW
+from model.training.checkpoint import CheckpointProblem, steps_in
+from model.training.config import ComputeConfig, StageConfig, TrainConfig
+from model.training.config_file import ConfigError, field_docs, parse_config, render, template
+from model.training.cost import Shape, activation_bytes, forward_flops
+from model.training.ema import Ema
+from model.training.parallelize import checkpoint_blocks
+from model.training.presets import PRESETS, preset, tiny_variant
+from model.training.run import run
+from model.training.stage import NonFiniteLoss
+from model.training.starting_point import starting_point
+from model.unet import UNetConfig, VideoUNet
+from tests.model.training_shards import make_shards
+
+pytestmark = pytest.mark.timeout(1500)
+
+HEAD = """
+output: {output}
+data: {{shards: [{shards}], workers: 0}}
+model: {{size: tiny, autoencoder: haar, image_encoder: untrained, text_encoder: untrained}}
+compute: {{precision: fp32, checkpointing: none}}
+saving: {{every: {every}, validate_every: {validate}, validation_clips: 1, validation_steps: 2, log_every: 1}}
+stages:
+"""
+SMALL = "height: 32, width: 32, global_batch: 2, warmup_steps: 1, steps: 2"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(
+        tmp_path_factory.mktemp("shards"), shards=1, clips=4, size=(32, 48), camera="horizontal", elevation_deg=10.0
+    )
+
+
+def _config(output: Path, shards: Path, *stages: str, every: int = 100, validate: int = 0) -> TrainConfig:
+    head = HEAD.format(output=output, shards=shards, every=every, validate=validate)
+    return parse_config(head + "".join(f"  - {{tiny: true, {SMALL}, {stage}}}\n" for stage in stages))
+
+
+# ---- configuration -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "steps", "batch", "rate", "p_mean", "p_std"),
+    [
+        ("image-finetune", (1, 256, 384), 30_000, None, None, -1.2, 1.0),
+        ("image-noise-schedule", (1, 512, 512), 1000, None, None, -1.2, 1.0),
+        ("video-256", (14, 256, 384), 150_000, 1536, 1e-4, -1.2, 1.0),
+        ("video-320", (14, 320, 576), 100_000, 768, 1e-4, 0.0, 1.0),
+        ("text-to-video-576", (14, 576, 1024), 50_000, 768, 3e-5, 0.5, 1.4),
+        ("image-to-video-320", (14, 320, 576), 50_000, 768, 3e-5, 0.7, 1.6),
+        ("image-to-video-576", (14, 576, 1024), 50_000, 768, 3e-5, 1.0, 1.6),
+        ("image-to-video-576-25", (25, 576, 1024), 50_000, 768, 3e-5, 1.0, 1.6),
+        ("interpolation", (5, 576, 1024), 10_000, 256, 1e-4, 1.0, 1.2),
+        ("multi-view", (21, 576, 576), 12_000, 16, 1e-5, None, None),
+    ],
+)
+def test_presets_have_the_papers_numbers(
+    name: str, size: tuple[int, int, int], steps: int, batch: int | None, rate: float | None, p_mean: float | None,
+    p_std: float | None,
+) -> None:  # fmt: skip
+    stage = preset(name)
+    assert (stage.frames, stage.height, stage.width) == size
+    assert stage.steps == steps
+    for found, published in ((stage.global_batch, batch), (stage.learning_rate, rate), (stage.p_mean, p_mean)):
+        assert published is None or found == published
+    assert p_std is None or stage.p_std == p_std
+    if name.startswith("video-"):
+        assert stage.drop_context == 0.15
+    if "576" in name or name == "interpolation":
+        assert stage.ema_decay == 0.9999
+    small = tiny_variant(stage)
+    assert (small.p_mean, small.p_std, small.task, small.trainable) == (
+        stage.p_mean, stage.p_std, stage.task, stage.trainable,
+    )  # fmt: skip
+
+
+def test_camera_loras_are_rank_16_on_clips_of_their_label() -> None:
+    for label in ("horizontal", "zooming", "static"):
+        stage = preset(f"camera-{label}")
+        assert stage.lora is not None and stage.lora.rank == 16 and stage.steps == 5000 and stage.camera == (label,)
+
+
+def test_every_field_is_explained_and_a_rendered_configuration_loads_again() -> None:
+    for cls in (TrainConfig, StageConfig, ComputeConfig):
+        assert all(field_docs(cls)[f.name] for f in fields(cls)), cls
+    for tiny in (True, False):
+        config = parse_config(template(list(PRESETS)[:3] + ["interpolation"], tiny=tiny).replace("path/to", "/p"))
+        assert parse_config(render(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("foo: 1", r"stages\.0\.foo: unknown key|foo: unknown key"),
+        ("frames: four", r"stages\.0\.frames"),
+        ("learning_rate: 0", r"learning_rate: 0.*more than 0"),
+        ("drop_context: 1.5", r"drop_context"),
+        ("fps: [9, 3]", r"fps"),
+        ("image_share: 0.5", r"text_to_video"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_path(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _config(tmp_path, tmp_path, f"preset: image-to-video-320, {change}")
+
+
+def test_a_size_the_network_cannot_take_says_which_would_do(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320")
+    odd = replace(config, stages=(replace(config.stages[0], height=30),))
+    with pytest.raises(ConfigError, match=r"30x32.*multiples of 8"):
+        run(odd)
+    assert not list((tmp_path / "run").rglob("step-*"))
+
+
+def test_the_command_line_explains_itself(tmp_path: Path, shards: Path) -> None:
+    cli = CliRunner()
+    assert "video-256" in cli.invoke(command, ["template"]).output
+    written = cli.invoke(command, ["template", "image-to-video-320", "--tiny"]).output
+    path = tmp_path / "run.yaml"
+    path.write_text(written.replace("demo-out/shards/default", str(shards)).replace("runs/my-run", str(tmp_path / "r")))
+    found = cli.invoke(command, ["validate", str(path)])
+    assert found.exit_code == 0 and "4 samples" in found.output and "M parameters" in found.output, found.output
+    refused = cli.invoke(command, ["validate", str(path), "--memory-gib", "0.01"])
+    assert refused.exit_code == 1 and "cannot fit" in refused.output and "checkpointing: full" in refused.output
+    assert "no such file" in cli.invoke(command, [str(tmp_path / "none.yaml")]).output.lower()
+
+
+# ---- stages --------------------------------------------------------------------------------------------------------
+
+
+def test_a_chain_of_stages_and_a_lora_trains_and_samples(tmp_path: Path, shards: Path) -> None:
+    config = _config(
+        tmp_path / "run", shards, "preset: image-noise-schedule", "preset: video-320, image_share: 0.5, name: joint",
+        "preset: image-to-video-320, learned_c_in: scale", "preset: camera-horizontal", validate=2,
+    )  # fmt: skip
+    adapter = run(config)
+    names = ("01-image-noise-schedule", "02-joint", "03-image-to-video-320")
+    first, joint, video = (VideoModel.load(tmp_path / "run" / name / "model") for name in names)
+    assert (first.description.task, video.description.task) == ("text_to_video", "image_to_video")
+    assert video.unet.config.in_channels == 2 * joint.unet.config.in_channels
+    assert video.description.motion is not None, "the map from score to bucket travels with the model"
+    loras = LoraAdapters(video.unet)
+    loras.load(adapter)
+    image = torch.zeros(1, 3, 32, 32)
+    made = ImageToVideo(video)(image, frames=6, options=video.options(steps=2))
+    assert made.shape == (1, 6, 3, 32, 32) and torch.isfinite(made).all()
+    assert len(list((tmp_path / "run" / "03-image-to-video-320" / "samples").glob("*.mp4"))) == 1
+    lines = (tmp_path / "run" / "03-image-to-video-320" / "metrics.jsonl").read_text().splitlines()
+    assert {"loss", "grad_norm", "samples_per_s", "data_wait_share", "validation/psnr"} <= set(json.loads(lines[-1]))
+    assert any(k.startswith("loss/sigma") for k in json.loads(lines[-1]))
+    assert run(config) == adapter, "a finished run is not run again"
+
+
+@pytest.mark.parametrize(("name", "task"), [("interpolation", Interpolation), ("multi-view", Orbit)])
+def test_other_tasks_train_and_sample(tmp_path: Path, shards: Path, name: str, task: Any) -> None:
+    model = VideoModel.load(run(_config(tmp_path / "run", shards, f"preset: {name}, frames: 4")))
+    image = torch.zeros(1, 3, 32, 32)
+    inputs = (image, image) if name == "interpolation" else (image,)
+    assert task(model)(*inputs, frames=4, options=model.options(steps=2)).shape == (1, 4, 3, 32, 32)
+    if name == "interpolation":
+        assert model.mask_embedding is not None and model.mask_embedding.z_m.abs().max() > 0, "the mask was learned"
+
+
+def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path, shards, "preset: video-320", "preset: image-to-video-320", "preset: interpolation")
+    base = starting_point(config, config.stages[0], None, None)
+    torch.nn.init.normal_(base.unet.conv_out.weight)
+    x, ids, context = torch.randn(1, 4, 48, 8, 8), torch.rand(1, 3), torch.randn(1, 1, 32)
+    expected = base.unet(x, torch.zeros(1), context, ids)
+    for stage in config.stages[1:]:
+        wider = starting_point(config, stage, base, None).unet
+        extra = torch.randn(1, 4, wider.config.in_channels - 48, 8, 8)
+        torch.testing.assert_close(wider(torch.cat([x, extra], 2), torch.zeros(1), context, ids), expected)
+    orbit = starting_point(config, replace(config.stages[1], task="orbit"), base, None).unet
+    more = torch.cat([ids, torch.full((1, 1), 30.0)], 1)
+    both = torch.cat([x, torch.zeros_like(x)], 2)
+    torch.testing.assert_close(orbit(both, torch.zeros(1), context, more), expected)
+
+
+def test_only_what_a_stage_trains_changes(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-noise-schedule")
+    before = starting_point(config, config.stages[0], None, None).unet.state_dict()
+    after = VideoModel.load(run(config)).unet.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= {"time_embedding"}
+
+
+def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320, crop: center, fps: [12, 12], frames: 12")
+    path = tmp_path / "run.yaml"
+    path.write_text(render(config))
+    cli = CliRunner()
+    found = cli.invoke(command, ["precompute", str(path), "-o", str(tmp_path / "latents")])
+    assert "4 clips encoded" in found.output, found.output
+    (tmp_path / "latents" / "000007.tar.tmp").write_bytes(b"what a killed run leaves")
+    assert "0 clips encoded" in cli.invoke(command, ["precompute", str(path), "-o", str(tmp_path / "latents")]).output
+    latents = replace(config, output=str(tmp_path / "b"), data=replace(config.data, shards=(str(tmp_path / "latents"),)))
+    run(config)
+    run(latents)
+    losses = [
+        [json.loads(line)["loss"] for line in next(folder.rglob("metrics.jsonl")).read_text().splitlines()]
+        for folder in (tmp_path / "run", tmp_path / "b")
+    ]
+    # The same clips, crops and noise; the latents went through bfloat16, the start frame of the clip is drawn anew.
+    assert np.allclose(losses[0], losses[1], rtol=0.2)
+    short = replace(latents, output=str(tmp_path / "c"), stages=(replace(config.stages[0], frames=13),))
+    with pytest.raises(DataError, match="fewer precomputed frames"):
+        run(short)
+
+
+# ---- sums and updates ----------------------------------------------------------------------------------------------
+
+
+def test_accumulated_micro_batches_give_the_result_of_the_large_batch(tmp_path: Path, shards: Path) -> None:
+    results = []
+    for micro in (1, 4):
+        config = _config(tmp_path / str(micro), shards, "preset: image-to-video-320, global_batch: 4")
+        config = replace(config, compute=replace(config.compute, micro_batch=micro))
+        results.append(VideoModel.load(run(config)).unet.state_dict())
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-3, atol=2e-4)
+
+
+def test_exact_adamw_is_adamw() -> None:
+    torch.manual_seed(0)
+    weights = torch.randn(50, 7)
+    a, b = (torch.nn.Parameter(weights.clone()) for _ in range(2))
+    ours = ExactAdamW([a], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    theirs = torch.optim.AdamW([b], lr=1e-2, betas=(0.9, 0.99), weight_decay=0.1)
+    for _ in range(20):
+        a.grad = torch.randn(50, 7)
+        b.grad = a.grad.clone()
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_averages_follow_the_published_warm_up() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3))
+    ema = Ema({"w": weight}, 0.9999)
+    with torch.no_grad():
+        weight.fill_(1.0)
+    ema.update()
+    assert torch.allclose(ema.averages["w"], torch.full((3,), 1 - 2 / 11))
+    with ema.swapped_in():
+        assert weight[0] < 1
+    assert weight[0] == 1
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_checkpointing_changes_memory_and_not_gradients(mode: str) -> None:
+    torch.manual_seed(0)
+    plain, saving = VideoUNet(UNetConfig.tiny()), VideoUNet(UNetConfig.tiny())
+    torch.nn.init.normal_(plain.conv_out.weight)
+    saving.load_state_dict(plain.state_dict())
+    checkpoint_blocks(saving, mode)
+    inputs = torch.randn(1, 3, 8, 16, 16), torch.zeros(1), torch.randn(1, 1, 32), torch.rand(1, 3)
+    for network in (plain, saving):
+        network(*inputs).square().mean().backward()
+    for (name, p), q in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, q.grad)
+    shape = Shape(1, 6, 32, 32, 1)
+    kept = {
+        m: activation_bytes(UNetConfig.tiny(), shape, ComputeConfig(checkpointing=m)).kept  # type: ignore[arg-type]
+        for m in ("none", "selective", "full")
+    }
+    assert kept["full"] < kept["selective"] < kept["none"]
+
+
+def test_flops_are_those_of_the_published_network() -> None:
+    counted = forward_flops(UNetConfig.svd(), Shape(1, 14, 40, 72, 1))
+    assert counted == pytest.approx(12.139e12, rel=0.02)  # diffusers' network, counted by PyTorch (reference/svd.md)
+
+
+# ---- failures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_with_the_sample_ids(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320, learning_rate: 1e30", every=1)
+    with pytest.raises(NonFiniteLoss, match=r"step 2 .*clip000\d"):
+        run(config)
+    folder = tmp_path / "run" / "01-image-to-video-320"
+    report = json.loads((folder / "non-finite-step-00000002.json").read_text())
+    assert report and all(r["sample"].startswith("clip") and r["sigma"] > 0 for r in report)
+    assert steps_in(folder / "checkpoints") == [1], "what was saved is from before"
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
+    tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320", every=1)
+    checkpoints = tmp_path / "run" / "01-image-to-video-320" / "checkpoints"
+    run(replace(config, stages=(replace(config.stages[0], steps=1),)))
+    import shutil
+
+    shutil.rmtree(checkpoints.parent / "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # writing past 1 MB fails, as on a full disk
+    try:
+        with pytest.raises(CheckpointProblem, match=r"step 3 could not be written.*newest complete one is step 1"):
+            run(replace(config, stages=(replace(config.stages[0], steps=3),)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert steps_in(checkpoints) == [1]
+    assert not list(checkpoints.glob("*.tmp"))
+    assert "training goes on" in caplog.text
+    assert VideoModel.load(run(replace(config, stages=(replace(config.stages[0], steps=3),)))), "and it recovers"
+
+
+def test_checkpoints_of_other_settings_or_damaged_ones_are_refused(tmp_path: Path, shards: Path) -> None:
+    import shutil
+
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320", every=1)
+    run(config)
+    folder = tmp_path / "run" / "01-image-to-video-320"
+    assert steps_in(folder / "checkpoints") == [1, 2]
+    shutil.rmtree(folder / "model")
+    other = replace(config, stages=(replace(config.stages[0], learning_rate=1e-5, p_mean=0.1),))
+    with pytest.raises(CheckpointProblem, match=r"learning_rate: 0.002 then, 1e-05 now; p_mean"):
+        run(other)
+    part = next((folder / "checkpoints" / "step-00000002").glob("*.distcp"))
+    with open(part, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CheckpointProblem, match=r"has 1000 bytes of .*Remove"):
+        run(config)
+    shutil.rmtree(part.parent)
+    run(config)
+    exported = CliRunner().invoke(command, ["export", _written(tmp_path, config), "--step", "1", "-o", str(tmp_path / "m")])
+    assert exported.exit_code == 0 and VideoModel.load(tmp_path / "m"), exported.output
+
+
+def _written(tmp_path: Path, config: TrainConfig) -> str:
+    path = tmp_path / "written.yaml"
+    path.write_text(render(config))
+    return str(path)
+
+
+def test_numbers_reach_tensorboard(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from model.training.metrics import Metrics
+
+    metrics = Metrics(tmp_path, every=10, steps=2)
+    metrics.step(1, {"loss": 2.0, "grad_norm": 1.0, "samples_per_s": 3.0, "mfu": float("nan")})
+    metrics.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Scalars("loss")[0].value == 2.0
+    assert "mfu" not in events.Tags()["scalars"], "what is not known is no number"
