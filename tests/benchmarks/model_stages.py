@@ -91,8 +91,9 @@ def offline() -> None:
     without_text = sum(spent.values())
     timed("text (PP-OCR)", lambda: ppocr.ratio(frames))
     timed("text (CRAFT)", lambda: craft.ratio(frames))
+    at_2_fps = len(sampled[0][0])
     print(
-        f"{len(data)} clips of {SECONDS:g} s, 3 frames and {len(sampled[0][0])} at 2 fps each; CPU seconds a clip, one core"
+        f"{len(data)} clips of {SECONDS:g} s, 3 key frames and {at_2_fps} at 2 fps each; CPU seconds a clip, one core"
     )
     for name, seconds in spent.items():
         print(f"  {name:28s} {seconds / len(data):7.3f}")
