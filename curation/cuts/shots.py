@@ -122,7 +122,7 @@ class Run:
         distances, times = squared_distances(coarse(self.thumbs[low : high + 1])), self.times_s[low : high + 1]
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
         thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
-        spans: dict[tuple[int, int], float] = {}  # refined spans with what speaks for them
+        spans: dict[tuple[int, int], tuple[float, float]] = {}  # refined spans: (how well they explain, belief)
         tried = np.zeros(len(times), bool)
         for mixture in mixtures(distances[np.ix_(thin, thin)], times[thin], limits):
             start, end = int(thin[mixture.start]), int(thin[mixture.end])
@@ -133,9 +133,11 @@ class Run:
                 continue
             start, end, error = self._refined(distances, times, start, end, low)
             if (start, end) not in spans and end - start >= 2 and error <= limits.ramp_error:
-                spans[start, end] = self._belief(distances, times, start, end, low)
+                change = float(np.sqrt(distances[start, end]))
+                belief = self._belief(distances, times, start, end, low)
+                spans[start, end] = (change * float(np.exp(-limits.sloppiness * error)), belief)
         found: list[Boundary] = []
-        for (start, end), belief in sorted(spans.items(), key=lambda item: -item[1]):
+        for (start, end), (_, belief) in sorted(spans.items(), key=lambda item: -item[1][0]):
             boundary = Boundary(low + start, low + end, "gradual", belief)
             if belief >= 1 and not any(boundary.before < b.after and b.before < boundary.after for b in found):
                 found.append(boundary)

@@ -1,0 +1,188 @@
+"""Cuts are found where the films that the tests join have them, and nowhere else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from curation.cuts import CascadeDetector, Cut, detector
+from curation.errors import CannotDecode
+from curation.frames import FilmFrames
+from curation.probe import probe
+from pipelines.cuts_cli import cuts as cuts_command
+from tests.media import BIKES_CUTS, Join, Labels, Shot, film, make_film
+
+A = Shot("bikes.3", 60)
+B = Shot("bunny", 70, mirror=True)
+C = Shot("carphone", 60)
+TWO = (A, B)
+
+
+def found(path: Path) -> list[Cut]:
+    return CascadeDetector().detect(probe(path))
+
+
+def spans(cuts: list[Cut]) -> list[tuple[str, int, int]]:
+    return [(cut.kind, cut.start_frame, cut.end_frame) for cut in cuts]
+
+
+def test_the_cuts_of_a_real_film() -> None:
+    cuts = found(film("bikes.mp4"))
+    assert [cut.frame for cut in cuts] == list(BIKES_CUTS)
+    assert all(cut.kind == "hard" and cut.start_frame == cut.end_frame == cut.frame for cut in cuts)
+    assert [cut.time_s for cut in cuts] == pytest.approx([at / 25 for at in BIKES_CUTS])
+
+
+@pytest.mark.parametrize("name", ["bigbuckbunny.mp4", "carphone_pristine.mp4"])
+def test_a_real_film_of_one_shot_has_no_cut(name: str) -> None:
+    assert found(film(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        ("a.mp4", {}),
+        ("b.mp4", {"scenecut": False, "bframes": 3}),
+        ("c.mp4", {"gop": 12}),
+        ("d.mp4", {"gop": None, "rate": 60, "bframes": 3}),
+        ("e.mkv", {"open_gop": True, "gop": 48, "bframes": 3}),
+        ("f.mp4", {"codec": "libx265", "rate": 12}),
+        ("g.webm", {"codec": "libvpx-vp9", "size": (426, 240)}),
+        ("h.mp4", {"codec": "libsvtav1", "rate": 30}),
+        ("i.avi", {"codec": "mpeg4", "gop": 300}),
+        ("j.mp4", {"vfr": True, "size": (160, 90)}),
+    ],
+)
+def test_hard_cuts_are_exact_in_every_codec(tmp_path: Path, name: str, encoding: dict[str, Any]) -> None:
+    labels = make_film(tmp_path / name, (A, B, C), [Join(), Join()], **encoding)
+    assert spans(found(labels.path)) == [("hard", 60, 60), ("hard", 130, 130)]
+
+
+@pytest.mark.parametrize("join", [Join("dissolve", 8), Join("dissolve", 24), Join("dissolve", 50)])
+@pytest.mark.parametrize("encoding", [{}, {"codec": "mpeg4", "gop": 12}, {"gop": None, "bframes": 3}])
+def test_a_dissolve_is_one_span_that_covers_its_mixed_frames(
+    tmp_path: Path, join: Join, encoding: dict[str, Any]
+) -> None:
+    shots = (Shot("bikes.3", 110), Shot("bunny", 110, mirror=True))
+    check_span(make_film(tmp_path / "a.mp4", shots, [join], **encoding))
+
+
+@pytest.mark.parametrize("kind", ["fade_black", "fade_white"])
+@pytest.mark.parametrize(("frames", "hold"), [(12, 0), (30, 6)])
+def test_a_fade_through_a_colour_is_one_span(tmp_path: Path, kind: Any, frames: int, hold: int) -> None:
+    check_span(make_film(tmp_path / "a.mp4", TWO, [Join(kind, frames, hold)], size=(640, 360)))
+
+
+def check_span(labels: Labels) -> None:
+    (cut,) = found(labels.path)
+    (join,) = labels.joins
+    assert cut.kind == "gradual"
+    assert cut.frame == cut.end_frame
+    assert abs(cut.start_frame - join.start_frame) <= 4
+    assert abs(cut.end_frame - join.end_frame) <= 4
+    covered = min(cut.end_frame, join.end_frame) - max(cut.start_frame, join.start_frame)
+    assert covered >= 0.8 * (join.end_frame - join.start_frame)
+
+
+def test_fades_at_the_ends_of_a_film_are_spans(tmp_path: Path) -> None:
+    black = Join("fade_black", 20)
+    labels = make_film(tmp_path / "a.mp4", TWO, [black, Join(), black], size=(640, 360))
+    opening, middle, closing = found(labels.path)
+    assert (opening.start_frame, closing.end_frame) == (0, labels.frames)
+    assert abs(opening.end_frame - 20) <= 3
+    assert abs(closing.start_frame - (labels.frames - 20)) <= 3
+    assert spans([middle]) == [("hard", 60, 60)]
+
+
+@pytest.mark.parametrize(
+    "shot",
+    [
+        Shot("bunny", 150, move="pan", seed=1),
+        Shot("bikes.3", 150, move="pan", seed=2, speed=2.0),
+        Shot("bunny", 150, move="zoom_in"),
+        Shot("bikes.4", 150, move="shake", seed=3),
+        Shot("carphone", 150, flashes=(40, 41, 90)),
+        Shot("bikes.3", 150, flashes=(60, 61, 62)),
+        Shot("bikes.2", 120),  # a car passes close to the camera
+        Shot("bunny", 150, move="static"),
+    ],
+)
+@pytest.mark.parametrize("scenecut", [True, False])
+def test_motion_flashes_and_passers_by_are_no_cuts(tmp_path: Path, shot: Shot, scenecut: bool) -> None:
+    assert found(make_film(tmp_path / "a.mp4", [shot], [], scenecut=scenecut, size=(426, 240)).path) == []
+
+
+def test_passing_over_steady_gops_loses_nothing(tmp_path: Path) -> None:
+    shots = (Shot("bikes.3", 90, move="static"), Shot("bunny", 150), Shot("bikes.4", 100), Shot("carphone", 100))
+    labels = make_film(tmp_path / "a.mp4", shots, [Join(), Join("dissolve", 20), Join()], gop=50, size=(640, 360))
+    info = probe(labels.path)
+    sparse, whole = FilmFrames(info), FilmFrames(info)
+    assert spans(CascadeDetector().detect(info, sparse)) == spans(CascadeDetector(steadiness=None).detect(info, whole))
+    assert sparse.decoded_frames < whole.decoded_frames
+    assert [cut.kind for cut in CascadeDetector().detect(info)] == ["hard", "gradual", "hard"]
+
+
+def test_motion_needs_no_second_decode_of_what_was_examined() -> None:
+    info = probe(film("bikes.mp4"))
+    frames = FilmFrames(info)
+    CascadeDetector().detect(info, frames)
+    decoded = frames.decoded_frames
+    frames.small(frames.grid(2.0))
+    assert frames.decoded_frames == decoded
+
+
+def test_a_film_is_examined_in_chunks_without_losing_or_doubling_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    import curation.cuts.cascade as cascade
+
+    monkeypatch.setattr(cascade, "_CHUNK_FRAMES", 60)
+    monkeypatch.setattr(cascade, "_CONTEXT_S", 1.5)
+    assert [cut.frame for cut in found(film("bikes.mp4"))] == list(BIKES_CUTS)
+
+
+def test_odd_films(tmp_path: Path) -> None:
+    assert found(make_film(tmp_path / "one.mp4", [Shot("bikes.1", 1)], []).path) == []
+    assert found(make_film(tmp_path / "two.mp4", [Shot("bikes.1", 2)], []).path) == []
+    sideways = make_film(tmp_path / "turned.mp4", TWO, [Join()], rotation=90).path
+    assert spans(found(sideways)) == [("hard", 60, 60)]
+    late = make_film(tmp_path / "late.ts", TWO, [Join()], start_s=5.0).path
+    assert spans(found(late)) == [("hard", 60, 60)]
+
+
+def test_a_film_that_breaks_off_has_the_cuts_that_can_be_read(tmp_path: Path) -> None:
+    path = make_film(tmp_path / "a.mkv", (A, B, C), [Join(), Join()], gop=24).path
+    info = probe(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    assert spans(CascadeDetector().detect(info))[:1] == [("hard", 60, 60)]
+    path.write_bytes(path.read_bytes()[:1500])
+    with pytest.raises(CannotDecode):
+        CascadeDetector().detect(info)
+
+
+def test_unknown_detectors_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="cascade, transnetv2"):
+        detector("magic")
+
+
+def test_the_command_prints_json_per_file_and_fails_only_for_bad_files(tmp_path: Path) -> None:
+    good, bad = str(film("bikes.mp4")), str(tmp_path / "none.mp4")
+    run = CliRunner().invoke(cuts_command, ["--json", good, bad])
+    assert run.exit_code == 1
+    assert "none.mp4: no such file" in run.stderr
+    (line,) = run.stdout.splitlines()
+    shown = json.loads(line)
+    assert list(shown) == ["file", "fps", "frames", "duration_s", "cuts"]
+    assert (shown["file"], shown["fps"], shown["frames"], shown["duration_s"]) == (good, 25.0, 250, 10.0)
+    assert [cut["frame"] for cut in shown["cuts"]] == list(BIKES_CUTS)
+    keys = ["frame", "time_s", "kind", "start_frame", "end_frame", "score", "pass_fps"]
+    assert all(list(cut) == keys for cut in shown["cuts"])
+
+
+def test_the_command_prints_a_table_and_refuses_wrong_use() -> None:
+    run = CliRunner().invoke(cuts_command, [str(film("bikes.mp4"))])
+    assert run.exit_code == 0
+    assert "250 frames, 25 fps, 10.00 s, 5 cuts" in run.stdout
+    assert "0:05.480" in run.stdout
+    assert CliRunner().invoke(cuts_command, []).exit_code == 2
+    assert CliRunner().invoke(cuts_command, ["--detector", "magic", "x.mp4"]).exit_code == 2
