@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation import schema
+from curation.caption_words import caption_columns, captions
 from curation.decisions import Bound, Marked, Outcome, marked, outcome_of
 from curation.score_table import SchemaError, ScoreTable, check_version, high_column, low_column, quote, text
 
@@ -28,7 +29,7 @@ LOSSES = {
     "lost_keyframe_s": "between a cut and its key frame",
     "lost_error_s": "in clips that could not be made",
 }
-COSTS = {"probe_s": "probe", "cuts_s": "cuts", "clips_s": "clips", "scores_s": "scores"}
+COSTS = {"probe_s": "probe", "cuts_s": "cuts", "clips_s": "clips", "scores_s": "scores", "text_s": "text"}
 
 
 def open_sources(con: duckdb.DuckDBPyConnection, sources: Sequence[str] | pa.Table) -> None:
@@ -74,6 +75,7 @@ def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
             "correlations": correlations(scores, bounds),
             "clips_per_source": clips_per_source(scores, marks),
             "cost": cost(scores.con),
+            "captions": captions(scores.con, caption_columns()),
         }
 
 

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import schema
+from curation.caption_words import captions
 from curation.decisions import decided, outcome, resolve
 from curation.rules import parse_rules
-from curation.score_table import ScoreTable
+from curation.score_table import ScoreTable, connect
 from curation.statistics import PER_SOURCE, open_sources, per_source, statistics
 from tests.synthetic import make_dataset
 
@@ -236,3 +237,15 @@ def test_the_funnel_of_every_source_adds_up_to_the_whole(
         of = [row for row in rows if row["source_id"] == source["source_id"]]
         assert source["clips"] == len(of)
         assert source["kept_s"] == pytest.approx(sum(row["duration_s"] for row in of if not row["reasons"]), abs=1e-4)
+
+
+def test_captions_are_counted_in_words() -> None:
+    con = connect()
+    con.execute(
+        "CREATE TABLE t AS SELECT unnest(['A dog runs.', 'the dog''s Éclair, the 2 dogs', '', NULL]) AS caption"
+    )
+    found = captions(con, ["caption"], "t")["caption"]
+    assert found["clips"] == 3
+    assert found["words"] == {"min": 0, "median": 3, "max": 6, "mean": 3.0, "total": 9}
+    assert found["vocabulary"] == 8  # a, dog, runs, the, dog's, éclair, 2, dogs
+    assert next(iter(found["most_common"].items())) == ("the", 2)
