@@ -6,13 +6,16 @@ layer's weight is packed at its first use, and the feed-forward layers run as tw
 
 Nothing about the network changes: names, parameters and state dict stay; a packed copy is made anew when its weight has
 changed (a LoRA was merged, a checkpoint loaded); and while gradients are recorded, or on another device, the ordinary
-layer runs. The price is memory for a second copy of the weights.
+layer runs. The price is memory for a second copy of the weights, once the network has run on a CPU.
+
+Each class here is an ordinary layer with another `forward`; `enable` and `disable` exchange the classes of a network's
+layers, so that copying, pickling, adapters and checkpoints work as ever.
 """
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +27,21 @@ from .resnet import TemporalConv
 # Feed-forward tokens per slice; 256 to 2048 measured alike, the whole tensor at once 12 to 25 % slower.
 SLICE_TOKENS = 1024
 
-_PACKED: WeakKeyDictionary[nn.Module, dict[str, tuple[object, Tensor]]] = WeakKeyDictionary()
+# Elements of a weight compared to see whether it was written to: writes through `weight.data` count nowhere.
+WITNESSES = 64
+
+
+@dataclass
+class _Pack:
+    """A packed weight, and what it was made from."""
+
+    origin: tuple[object, ...]
+    witnesses: Tensor
+    weight: Tensor
+
+
+# Beside the layers, not in them: packed tensors can be neither copied nor saved.
+_PACKS: WeakKeyDictionary[nn.Module, dict[str, _Pack]] = WeakKeyDictionary()
 
 
 def available() -> bool:
@@ -36,23 +53,82 @@ def enable(network: nn.Module) -> bool:
     """Route the network's linear layers, convolutions and feed-forward layers through oneDNN wherever that applies.
 
     Returns:
-        False if this build of PyTorch cannot; the network then runs as before.
+        False, with nothing changed, if this build of PyTorch cannot, or if the weights are sharded.
     """
-    if not available():
+    if not available() or any(type(p) is not nn.Parameter for p in network.parameters()):
         return False
     for layer in network.modules():
-        kind: type[nn.Module] = type(layer)
-        if kind in _FORWARDS:
-            layer.forward = types.MethodType(_FORWARDS[kind], layer)
+        if type(layer) in _PACKED_CLASS:
+            layer.__class__ = _PACKED_CLASS[type(layer)]
     return True
 
 
 def disable(network: nn.Module) -> None:
     """Undo `enable` and free the packed weights."""
     for layer in network.modules():
-        if type(layer) in _FORWARDS:
-            layer.__dict__.pop("forward", None)
-            _PACKED.pop(layer, None)
+        if type(layer) in _PLAIN_CLASS:
+            layer.__class__ = _PLAIN_CLASS[type(layer)]
+        _PACKS.pop(layer, None)
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` with its weight packed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `nn.Linear`."""
+        if not _applies(x, self.weight):
+            return super().forward(x)
+        weight = _packed(self, "weight", self.weight, _pack_linear)
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+
+
+class PackedConv2d(nn.Conv2d):
+    """`nn.Conv2d` with its weight packed for the size of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `nn.Conv2d`."""
+        if not _applies(x, self.weight):
+            return super().forward(x)
+        return _convolve(self, x, self.weight, list(self.padding), list(self.stride))
+
+
+class PackedTemporalConv(TemporalConv):
+    """`TemporalConv`, likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `TemporalConv`."""
+        if not _applies(x, self.weight):
+            return super().forward(x)
+        return _convolve(self, x, self.weight.squeeze(-1), [1, 0], [1, 1])
+
+
+class PackedFeedForward(FeedForward):
+    """`FeedForward` as three products per slice of tokens, with activation and gate fused into the first two."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As in `FeedForward`."""
+        gated, out = self.net[0], self.net[2]
+        plain = type(gated) is GEGLU and type(gated.proj) is PackedLinear  # not wrapped by an adapter
+        if not (plain and _applies(x, gated.proj.weight)):
+            return super().forward(x)
+        product = torch.ops.mkldnn._linear_pointwise
+        (value, gate), (value_bias, gate_bias) = gated.proj.weight.chunk(2), gated.proj.bias.chunk(2)
+        value, gate = _packed(gated, "value", value, _pack_linear), _packed(gated, "gate", gate, _pack_linear)
+        tokens = x.reshape(-1, x.shape[-1])
+        result = torch.empty_like(tokens)
+        for part, target in zip(tokens.split(SLICE_TOKENS), result.split(SLICE_TOKENS), strict=True):
+            opened = product(part, gate, gate_bias, "gelu", [], "none")
+            target.copy_(out(product.binary(part, opened, value, value_bias, "mul")))
+        return result.view(x.shape)
+
+
+_PACKED_CLASS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv2d: PackedConv2d,
+    TemporalConv: PackedTemporalConv,
+    FeedForward: PackedFeedForward,
+}
+_PLAIN_CLASS = {packed: plain for plain, packed in _PACKED_CLASS.items()}
 
 
 def _applies(x: Tensor, weight: Tensor) -> bool:
@@ -73,66 +149,21 @@ def _packed(
     layer: nn.Module, name: str, weight: Tensor, pack: Callable[[Tensor], Tensor], size: object = None
 ) -> Tensor:
     """The packed form of `weight`: from the cache, unless the weight was replaced or written to since."""
-    state = (weight.data_ptr(), weight._version, weight.dtype, size)
-    cache = _PACKED.setdefault(layer, {})
-    if name not in cache or cache[name][0] != state:
-        cache[name] = (state, pack(weight.detach()))
-    return cache[name][1]
+    origin = (weight.data_ptr(), weight._version, weight.dtype, size)
+    witnesses = weight.flatten()[:: max(1, weight.numel() // WITNESSES)]
+    packs = _PACKS.setdefault(layer, {})
+    known = packs.get(name)
+    if known is None or known.origin != origin or not torch.equal(known.witnesses, witnesses):
+        packs[name] = known = _Pack(origin, witnesses.clone(), pack(weight.detach()))
+    return known.weight
 
 
-def _linear(self: nn.Linear, x: Tensor) -> Tensor:
-    if not _applies(x, self.weight):
-        return nn.Linear.forward(self, x)
-    weight = _packed(self, "weight", self.weight, torch.ops.mkldnn._reorder_linear_weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "none", [], "")
+def _pack_linear(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
-def _conv(self: nn.Conv2d, x: Tensor) -> Tensor:
-    if not _applies(x, self.weight):
-        return type(self).forward(self, x)
-    return _packed_conv(self, x, self.weight, self.padding, self.stride)
-
-
-def _temporal_conv(self: TemporalConv, x: Tensor) -> Tensor:
-    if not _applies(x, self.weight):
-        return TemporalConv.forward(self, x)
-    return _packed_conv(self, x, self.weight.squeeze(-1), (1, 0), (1, 1))
-
-
-def _packed_conv(layer: nn.Module, x: Tensor, weight: Tensor, padding: Sequence[int], stride: Sequence[int]) -> Tensor:
-    geometry = [list(padding), list(stride), [1, 1], 1]
-    # Which packing is best depends on the size of the image; a network is sampled at one size, mostly.
-    packed = _packed(
-        layer,
-        "weight",
-        weight,
-        lambda w: torch.ops.mkldnn._reorder_convolution_weight(w, *geometry, list(x.shape)),
-        size=x.shape,
-    )
+def _convolve(layer: nn.Module, x: Tensor, weight: Tensor, padding: list[int], stride: list[int]) -> Tensor:
+    geometry = [padding, stride, [1, 1], 1]  # dilation, groups
+    pack = torch.ops.mkldnn._reorder_convolution_weight
+    packed = _packed(layer, "weight", weight, lambda w: pack(w, *geometry, list(x.shape)), size=x.shape)
     return torch.ops.mkldnn._convolution_pointwise(x, packed, layer.bias, *geometry, "none", [], "")
-
-
-def _feed_forward(self: FeedForward, x: Tensor) -> Tensor:
-    gated, out = self.net[0], self.net[2]
-    plain = type(gated) is GEGLU and type(gated.proj) is nn.Linear  # not wrapped by an adapter
-    if not (plain and _applies(x, gated.proj.weight)):
-        return FeedForward.forward(self, x)
-    ops = torch.ops.mkldnn
-    (w_value, w_gate), (b_value, b_gate) = gated.proj.weight.chunk(2), gated.proj.bias.chunk(2)
-    w_value = _packed(gated, "value", w_value, ops._reorder_linear_weight)
-    w_gate = _packed(gated, "gate", w_gate, ops._reorder_linear_weight)
-    result = torch.empty_like(x)
-    for part, target in zip(
-        x.view(-1, x.shape[-1]).split(SLICE_TOKENS), result.view(-1, x.shape[-1]).split(SLICE_TOKENS), strict=True
-    ):
-        gate = ops._linear_pointwise(part, w_gate, b_gate, "gelu", [], "none")
-        target.copy_(out(ops._linear_pointwise.binary(part, gate, w_value, b_value, "mul")))
-    return result
-
-
-_FORWARDS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _conv,
-    TemporalConv: _temporal_conv,
-    FeedForward: _feed_forward,
-}

@@ -244,24 +244,22 @@ class VideoUNet(nn.Module):
         for module in modules:
             module.compile(**options)
 
+    def train(self, mode: bool = True) -> VideoUNet:
+        """As in every module. In addition, `eval()` lets a network on a CPU pack its weights when it first runs without
+        gradients (`onednn.py`; memory for a second copy of them), and `train()` undoes it.
+        """
+        super().train(mode)
+        (onednn.disable if mode else onednn.enable)(self)
+        return self
+
     def prepare_for_sampling(self) -> None:
         """Choose the fastest layout for evaluation on the device the weights are on; call it once they are there.
 
-        On a CPU, weights are packed for oneDNN (`onednn.py`; memory for a second copy); on a GPU, convolution weights
-        become channels-last in place. Results stay the same up to rounding; `train()` undoes the packing.
+        Evaluation mode, and on a GPU convolution weights in channels-last order. Results stay the same up to rounding.
         """
         self.eval()
-        if self.conv_in.weight.device.type == "cpu":
-            onednn.enable(self)
-        else:
+        if self.conv_in.weight.device.type == "cuda":
             self.to(memory_format=torch.channels_last)
-
-    def train(self, mode: bool = True) -> VideoUNet:
-        """As in every module; training undoes `prepare_for_sampling` on a CPU."""
-        if mode:
-            onednn.disable(self)
-        super().train(mode)
-        return self
 
     def _run(self, block: nn.Module, *args: Any) -> Tensor:
         if self.activation_checkpointing and torch.is_grad_enabled():
