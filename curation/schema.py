@@ -122,5 +122,6 @@ SOURCES: pa.Schema = _table(
         _field("cuts_s", pa.float64(), "processor time of cut detection", "s"),
         _field("clips_s", pa.float64(), "processor time of clipping", "s"),
         _field("scores_s", pa.float64(), "processor time of the frame scores", "s"),
+        _field("text_s", pa.float64(), "processor time of text detection; null where it was off", "s"),
     ]
 )

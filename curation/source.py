@@ -30,7 +30,7 @@ from curation.segment import FinishedClip, Segment
 MOTION_FPS = 2.0
 THUMBNAIL_SHORT_SIDE_PX = 180
 TEXT_SHORT_SIDE_PX = 480  # the text detectors reduce frames to at most 640x384 themselves
-_CLIPS_AT_ONCE = 8
+_CLIPS_AT_ONCE, _BYTES_AT_ONCE = 8, 64 << 20
 """Clips whose frames are asked for in one pass: up to 24 frames of 854x480 are 30 MB."""
 
 
@@ -289,6 +289,7 @@ def _batches(
     """Clips as they are cut, a few at a time; those that fail go to `failures`."""
     clips = cut_clips(info, spans, mode=mode) if spans else iter(())
     batch: list[Clip] = []
+    held = 0
     while True:
         try:
             with clock("clips_s"):
@@ -302,9 +303,10 @@ def _batches(
             failures.append(each)
             continue
         batch.append(each)
-        if len(batch) == _CLIPS_AT_ONCE:
+        held += len(each.data)
+        if len(batch) == _CLIPS_AT_ONCE or held >= _BYTES_AT_ONCE:
             yield batch
-            batch = []
+            batch, held = [], 0
     if batch:
         yield batch
 

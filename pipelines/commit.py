@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 
 from curation.schema import CLIPS, SOURCES
 from curation.segment import parquet_bytes
+from curation.source import failed_row
 from pipelines.dataset import COMPACTION, NEXT, Dataset
 
-TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s")
+TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "text_s")
 ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions of clips reads few large pieces
 
 
@@ -32,7 +33,7 @@ ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions o
 class _Pending:
     """A source on its way: which segments are stored, and the report once it is in."""
 
-    stored: set[int] = field(default_factory=set)
+    stored: dict[int, float | None] = field(default_factory=dict)  # segment -> processor seconds of its text stage
     report: dict[str, Any] | None = None
 
 
@@ -45,12 +46,15 @@ class Committer:
         self._pending: dict[str, _Pending] = {}
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
+        table = dataset.sources()
+        table = table.filter(pc.equal(table["status"], "ok"))
+        self._uris = dict(zip(table["source_id"].to_pylist(), table["source_uri"].to_pylist(), strict=True))
         live = [name for name in dataset.part_files("sources") if name.startswith("part-live-")]
         self._next_part = 1 + max((int(name[len("part-live-") : -len(".parquet")]) for name in live), default=-1)
 
-    def receipt(self, uri: str, index: int) -> dict[str, Any] | None:
+    def receipt(self, uri: str, index: int, text_s: float | None = None) -> dict[str, Any] | None:
         """A segment is stored. Returns the source's row if that completes it."""
-        self._pending.setdefault(uri, _Pending()).stored.add(index)
+        self._pending.setdefault(uri, _Pending()).stored[index] = text_s
         return self._settle(uri)
 
     def report(self, uri: str, row: dict[str, Any], segments: int) -> dict[str, Any] | None:
@@ -84,8 +88,20 @@ class Committer:
         if pending.report is None or len(pending.stored) < pending.report["segments"]:
             return None
         row: dict[str, Any] = pending.report["row"]
+        text_s = [spent for spent in pending.stored.values() if spent is not None]
+        if text_s:
+            row["text_s"] = sum(text_s)
+        first = self._uris.setdefault(row["source_id"], row["source_uri"]) if row["status"] == "ok" else uri
+        if first != row["source_uri"]:  # sources whose size was not known could not be compared before
+            row = duplicate_row(row["source_uri"], first, row.get("size_bytes"))
         self.add(row)
         return row
+
+
+def duplicate_row(uri: str, original: str, size: int | None) -> dict[str, Any]:
+    """The row of a source whose content another one has that is curated."""
+    row = failed_row(uri, "duplicate", f"has the content of {original}", size_bytes=size, duplicate_of=original)
+    return row | {"status": "duplicate"}
 
 
 def compact(dataset: Dataset) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curation.source import failed_row
-from pipelines.commit import Committer, compact, finish_compaction
+from pipelines.commit import Committer, compact, duplicate_row, finish_compaction
 from pipelines.dataset import Dataset
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
@@ -146,10 +146,13 @@ def _curate_sources(
     if address is None and "RAY_ADDRESS" not in os.environ:
         plan_pools(spec, spec.resources.cpus or local_cpus())  # refuses in an instant what Ray would start for in vain
     committer = Committer(dataset)
-    duplicates = find_duplicates(sources)
+    table = dataset.sources()
+    curated = {uri for uri, status in zip(table["source_uri"].to_pylist(), table["status"].to_pylist(), strict=True)
+               if status == "ok"}  # fmt: skip
+    duplicates = find_duplicates(sources, curated)
     sizes = {source.uri: source.size for source in pending}
     for uri in [uri for uri in sizes if uri in duplicates]:
-        committer.add(_duplicate_row(uri, duplicates[uri], sizes.pop(uri)))
+        committer.add(duplicate_row(uri, duplicates[uri], sizes.pop(uri)))
         progress.sources_done += 1
     committer.flush()
     uris = list(sizes)
@@ -191,7 +194,7 @@ def _round(
                 raise JobFailed(note["message"])
             if kind == "receipt":
                 progress.clips += note["clips"]
-                row = committer.receipt(uri, note["index"])
+                row = committer.receipt(uri, note["index"], note.get("text_s"))
             else:
                 row = committer.report(uri, note["row"], note["segments"])
             if row is not None:
@@ -227,8 +230,3 @@ def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None]
     progress.bytes_done += sizes[row["source_uri"]] or 0
     progress.video_s += row["duration_s"] or 0.0
     progress.failed += row["status"] == "failed"
-
-
-def _duplicate_row(uri: str, original: str, size: int | None) -> dict[str, Any]:
-    row = failed_row(uri, "duplicate", f"has the content of {original}", size_bytes=size, duplicate_of=original)
-    return row | {"status": "duplicate"}

@@ -4,7 +4,7 @@ import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -55,10 +55,11 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
     return sorted(found.values())
 
 
-def find_duplicates(sources: Iterable[SourceFile]) -> dict[str, str]:
-    """Sources whose content another source has too: uri -> uri of the first (in sorted order) with that content.
+def find_duplicates(sources: Iterable[SourceFile], curated: Collection[str] = ()) -> dict[str, str]:
+    """Sources whose content another source has too: uri -> uri of the one that is curated.
 
-    Only files of equal size can be equal, so only those are read: 16 MiB each at most.
+    That is the one that is curated already (its uri is in `curated`), or else the first in sorted order. Only files of
+    equal size can be equal, so only those are read: 16 MiB each at most.
     """
     by_size: dict[int, list[SourceFile]] = defaultdict(list)
     for source in sorted(sources):
@@ -69,7 +70,8 @@ def find_duplicates(sources: Iterable[SourceFile]) -> dict[str, str]:
         ids = list(pool.map(_read_id, suspects))
     first: dict[str, str] = {}
     duplicates: dict[str, str] = {}
-    for source, identity in sorted(zip(suspects, ids, strict=True), key=lambda pair: pair[0]):
+    known = sorted(zip(suspects, ids, strict=True), key=lambda pair: (pair[0].uri not in curated, pair[0]))
+    for source, identity in known:
         if identity is None:
             continue
         original = first.setdefault(identity, source.uri)

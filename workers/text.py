@@ -1,5 +1,7 @@
 """The actor that measures text in the frames that travel with a segment."""
 
+import time
+
 import pyarrow as pa
 
 from curation.text_stage import TextStage, text_area
@@ -18,10 +20,12 @@ class TextActor:
         for kind, uri, note, clips in messages(batch):
             if kind == "segment" and clips is not None:
                 segment = unpack(note["source_id"], note["index"], clips)
+                began = time.process_time()
                 try:
                     self._stage.apply(segment)
                 except Exception as error:  # the boundary of one item: the clips stay, and say that they have no score
                     self._stage.give_up(segment, f"internal_error: {type(error).__name__}: {error}")
+                note["text_s"] = time.process_time() - began
                 clips = pack(segment)
             answers.append(message(kind, uri, note, clips))
         return pa.concat_tables(answers)

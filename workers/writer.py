@@ -25,11 +25,12 @@ class WriterActor:
                 answers.append(message(kind, uri, note))
                 continue
             segment = unpack(note["source_id"], note["index"], clips)
-            receipt = {"source_id": segment.source_id, "index": segment.index, "clips": len(segment.clips)}
+            receipt = note | {"clips": len(segment.clips)}
             receipt["seconds"] = sum(clip.row["duration_s"] for clip in segment.clips)
             try:
                 receipt["bytes"] = write_segment(self._storage, segment)
                 answers.append(message("receipt", uri, receipt))
-            except OSError as error:
-                answers.append(message("abort", uri, {"message": f"cannot write to {self._storage.root}: {error}"}))
+            except Exception as error:  # object stores have their own kinds
+                said = f"cannot write to {self._storage.root}: {error or type(error).__name__}"
+                answers.append(message("abort", uri, {"message": said}))
         return pa.concat_tables(answers)

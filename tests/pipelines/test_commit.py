@@ -192,3 +192,16 @@ def test_a_source_counts_once_its_last_segment_is_stored(tmp_path: Path) -> None
     assert committer.receipt("/films/x", 1) is None  # the same one again is not another one
     assert committer.receipt("/films/x", 0) == row
     assert dataset.sources()["source_uri"].to_pylist() == ["/films/x"]
+
+
+def test_content_that_turns_out_to_be_there_already_is_a_duplicate(tmp_path: Path) -> None:
+    """Sources whose size a server does not say cannot be compared before they are fetched."""
+    committer = Committer(Dataset(tmp_path), flush_rows=1)
+    for uri in ("http://x/1", "http://x/2"):
+        committer.report(uri, {"source_uri": uri, "source_id": "x", "status": "ok", "duration_s": 1.0}, 0)
+    table = Dataset(tmp_path).sources()
+    assert table["status"].to_pylist() == ["ok", "duplicate"]
+    assert table["duplicate_of"].to_pylist() == [None, "http://x/1"]
+    again = Committer(Dataset(tmp_path), flush_rows=1)
+    again.report("http://x/0", {"source_uri": "http://x/0", "source_id": "x", "status": "ok"}, 0)
+    assert Dataset(tmp_path).sources()["duplicate_of"].to_pylist() == ["http://x/1", None, "http://x/1"]
