@@ -1,8 +1,8 @@
 """How much memory training will need for activations, counted without running anything.
 
-The forward pass is traced with fake tensors (shapes, no data), and every tensor that autograd keeps for the backward pass
-is counted once per storage, parameters excepted. What a GPU needs beyond this is parameters, gradients, optimiser state,
-work space, and the allocator's fragmentation.
+The forward pass is traced with fake tensors (shapes, no data), and every tensor that autograd keeps for the backward
+pass is counted once per storage, parameters excepted. What a GPU needs beyond this is parameters, gradients, optimiser
+state, work space, and the allocator's fragmentation.
 """
 
 from __future__ import annotations
