@@ -26,7 +26,8 @@ def pyscenedetect(kind: type) -> Finder:
     """A detector of PySceneDetect with its defaults, on OpenCV's decoder, as its command line runs it."""
 
     def find(path: Path) -> list[Span]:
-        video = open_video(str(path))
+        # OpenCV's build decodes no AV1; PySceneDetect's other backend does.
+        video = open_video(str(path), backend="pyav" if probe(path).codec == "av1" else "opencv")
         manager = SceneManager()
         manager.add_detector(kind())
         manager.detect_scenes(video, show_progress=False)

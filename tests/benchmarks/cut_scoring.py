@@ -98,7 +98,7 @@ def match(labels: Sequence[Span], detections: Sequence[Span]) -> tuple[list[tupl
 
 
 def coverage(pairs: Sequence[tuple[Span, Span]]) -> float:
-    """Share of the mixed frames of found gradual labels that the detected spans cover (what clips are kept clear of)."""
+    """Share of the mixed frames of found gradual labels that the detected spans cover (clips stay clear of these)."""
     gradual = [(label, found) for label, found in pairs if label.kind == "gradual"]
     mixed = sum(label.end - label.start for label, _ in gradual)
     covered = sum(max(0.0, min(a.end, b.end) - max(a.start, b.start)) for a, b in gradual)

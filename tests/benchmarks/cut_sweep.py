@@ -1,0 +1,107 @@
+"""The sweep that chose the cascade's thresholds: each varied alone around its default, on the tuning half only."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from curation.cuts import CascadeDetector
+from curation.cuts.cascade import PASSES, Pass
+from curation.cuts.pairs import thumb
+from curation.cuts.shots import Limits
+from curation.cuts.sparse import spared_frames
+from curation.frames import FilmFrames
+from curation.probe import VideoInfo, probe
+from tests.benchmarks.cut_corpus import build
+from tests.benchmarks.cut_peers import spans
+from tests.benchmarks.cut_scoring import Counts, Kind, Span, count
+
+LIMITS: dict[str, tuple[float, ...]] = {
+    "step": (8.0, 12.0, 16.0, 20.0),
+    "outlier": (1.5, 2.0, 3.0),
+    "unexplained": (6.0, 7.0, 8.0, 9.0, 10.0),
+    "histogram": (0.09, 0.12, 0.16),
+    "flash_s": (0.2, 0.35, 0.5),
+    "one_step": (0.65, 0.75, 0.85),
+}
+MIXTURE: dict[str, tuple[float, ...]] = {
+    "change": (10.0, 14.0, 18.0),
+    "off_line": (0.35, 0.45, 0.55),
+    "bend": (0.08, 0.12, 0.16),
+    "ramp_error": (0.08, 0.12, 0.16),
+    "slack": (0.4, 0.6, 0.8),
+    "doubt": (3.2, 4.2, 5.2),
+    "sloppiness": (10.0, 30.0, 60.0),
+}
+THRESHOLDS = (8.0, 10.0, 12.0, 14.0, 16.0, 20.0, 24.0)
+
+
+@dataclass(frozen=True)
+class Film:
+    info: VideoInfo
+    labels: list[Span]
+    numbers: np.ndarray
+    thumbs: np.ndarray
+
+
+def films(folder: Path) -> list[Film]:
+    """The tuning half, decoded as the cascade decodes it."""
+    made = []
+    for _, labels in build("tuning", folder):
+        info = probe(labels.path)
+        rows = [(n, thumb(f)) for n, f in FilmFrames(info).draft(np.arange(info.frames), spared_frames(info))]
+        truth = [Span("hard" if j.kind == "hard" else "gradual", j.start_frame, j.end_frame) for j in labels.joins]
+        made.append(Film(info, truth, np.array([n for n, _ in rows]), np.stack([row for _, row in rows])))
+    return made
+
+
+def measured(detector: CascadeDetector, chosen: list[Film]) -> dict[Kind, Counts]:
+    """Hits, misses and surplus over the films, without decoding (exact places included)."""
+    total: dict[Kind, Counts] = {"hard": Counts(), "gradual": Counts()}
+    for film in chosen:
+        found = spans(detector._cuts(film.info, FilmFrames(film.info), film.numbers, film.thumbs))
+        for kind, counts in count(film.labels, found).items():
+            total[kind] += counts
+    return total
+
+
+def variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
+    """(name, value, default, detector) for every variation."""
+    default = Limits()
+    for name, values in LIMITS.items():
+        for value in values:
+            limits = dataclasses.replace(default, **{name: value})  # type: ignore[arg-type]
+            yield name, value, getattr(default, name), CascadeDetector(limits)
+    for name, values in MIXTURE.items():
+        for value in values:
+            mixture = dataclasses.replace(default.mixture, **{name: value})  # type: ignore[arg-type]
+            limits = dataclasses.replace(default, mixture=mixture)
+            yield f"mixture.{name}", value, getattr(default.mixture, name), CascadeDetector(limits)
+    for k, step in enumerate(PASSES):
+        for value in THRESHOLDS:
+            passes = [*PASSES[:k], Pass(step.rate_fps, value), *PASSES[k + 1 :]]
+            yield f"pass {step.rate_fps:g} fps", value, step.threshold, CascadeDetector(passes=passes)
+
+
+def report(folder: Path) -> str:
+    """The sweep as a Markdown page."""
+    chosen = films(folder)
+    lines = [
+        "# Where the cascade's thresholds come from",
+        "",
+        "Each threshold varied alone around its default (bold), on the tuning half of the labelled set of",
+        "`tests/benchmarks/cut_corpus.py`: hits, misses and surplus, and F1. The held-out half was not looked at.",
+        "Repeat it with `python -m tests.benchmarks.cuts --sweep`.",
+        "",
+        "| threshold | value | hard: hit / missed / surplus | F1 | gradual: hit / missed / surplus | F1 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, value, default, detector in variations():
+        total = measured(detector, chosen)
+        shown = f"**{value:g}**" if value == default else f"{value:g}"
+        cells = [f"{c.hit} / {c.missed} / {c.surplus} | {c.f1:.3f}" for c in (total["hard"], total["gradual"])]
+        lines.append(f"| {name} | {shown} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
