@@ -92,7 +92,13 @@ class ConseSimilarity:
             mask = tokens["attention_mask"][..., None].float()
             return list(((states * mask).sum(1) / mask.sum(1)).cpu().numpy())
 
-        return _unit(np.stack(self._texts.map(run, texts))) if texts else np.zeros((0, self.dimension), np.float32)
+        if not texts:
+            return np.zeros((0, self.dimension), np.float32)
+        # Sentences of like length share a batch, so that little of it is padding.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        vectors = np.empty((len(texts), self.dimension), np.float32)
+        vectors[order] = np.stack(self._texts.map(run, [texts[index] for index in order]))
+        return _unit(vectors)
 
 
 def centre_square(frame: NDArray[np.uint8], side_px: int, share: float = 1.0) -> NDArray[np.uint8]:
