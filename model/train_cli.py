@@ -107,7 +107,7 @@ def validate_command(config: str, ranks: int, memory_gib: float | None) -> None:
 @train.command("index")
 @click.argument("shards", nargs=-1, required=True)
 def index_command(shards: tuple[str, ...]) -> None:
-    """Write a full index (offsets, checksums, what stages filter on) beside each of SHARDS, so that runs start at once."""
+    """Write a full index (offsets, checksums, what stages filter on) beside each of SHARDS: runs then start at once."""
     from model.data.shards import find_shards, reindex
 
     def act() -> None:

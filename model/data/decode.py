@@ -49,7 +49,7 @@ def read_clip(
         CannotRead: not a video, or too short for the frames at any rate in the range.
     """
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), mode="r") as container:
             if not container.streams.video:
                 raise CannotRead("holds no video stream")
             stream = container.streams.video[0]

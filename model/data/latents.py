@@ -1,9 +1,9 @@
 """Precomputed latents as members of shards: the posterior of the frames' latents, and the two frames that condition.
 
-Encoding 14 x 576 x 1024 costs a quarter of a training step, and gives the same posterior every time. A `.latents` member
-is a safetensors file: `mean` and `logvar` (T, C, h, w) in bfloat16, `ends` (2, H, W, 3) uint8, the first and last frame
-(noise is added to them in every epoch anew, so they are kept as pixels), and `fps`, a float32 scalar. A sample is drawn
-from the posterior again in every epoch. Crop and frames are fixed when the latents are made.
+Encoding 14 x 576 x 1024 costs a quarter of a training step, and gives the same posterior every time. A `.latents`
+member is a safetensors file: `mean` and `logvar` (T, C, h, w) in bfloat16, `ends` (2, H, W, 3) uint8, the first and
+last frame (noise is added to them in every epoch anew, so they are kept as pixels), and `fps`, a float32 scalar. A
+sample is drawn from the posterior again in every epoch. Crop and frames are fixed when the latents are made.
 """
 
 from __future__ import annotations

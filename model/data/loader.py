@@ -38,7 +38,7 @@ def load_batches(
     workers: int = 0,
     prefetch: int = 4,
 ) -> DataLoader[TrainingSample]:
-    """Lists of `micro_batch` samples: all micro-steps of first_step, then those of the next, up to last_step (exclusive).
+    """Lists of `micro_batch` samples: all micro-steps of first_step, then of the next, up to last_step (exclusive).
 
     The dataset is a pure function, so resuming is starting at another step, at no cost.
 

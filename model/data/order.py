@@ -72,7 +72,7 @@ class EpochOrder:
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch: `bucket` says which shape it has; samples and ordinals have one entry per place, (GB,) int64."""
+    """One global batch: `bucket` says which shape it has; samples and ordinals are int64, one for each place, (GB,)."""
 
     step: int
     bucket: int
@@ -81,7 +81,7 @@ class Batch:
 
 
 class BatchPlan:
-    """Step -> global batch, over buckets with weights (their sizes, unless the run mixes images and videos by share)."""
+    """Step -> global batch, over buckets with weights (their sizes, unless images and videos are mixed by share)."""
 
     def __init__(
         self, orders: Sequence[EpochOrder], global_batch: int, streams: Streams, weights: Sequence[float] | None = None

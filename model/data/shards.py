@@ -2,9 +2,10 @@
 
 A shard is a WebDataset tar: `<key>.mp4 .json .txt` one after the other (`.latents` in precomputed shards, `.jpg`/`.png`
 for images). Its index has one row per sample: offset, size and CRC-32 of every member, and what the trainer filters on.
-`clipmill train index` writes it beside the tar (`000000.tar` -> `000000.samples.parquet`). Where there is none it is made
-in memory: from the offsets that `clipmill export` left beside the tar (`000000.index.parquet`) and the samples' json, or,
-for any other tar, by reading it once. Reading a sample is then one range read, on a local disk or through fsspec.
+`clipmill train index` writes it beside the tar (`000000.tar` -> `000000.samples.parquet`). Where there is none it is
+made in memory: from the offsets that `clipmill export` left beside the tar (`000000.index.parquet`) and the samples'
+json, or, for any other tar, by reading it once. Reading a sample is then one range read, on a local disk or through
+fsspec.
 
 Every read checks the tar header in front of the member, and the CRC where the index has one: a shard that was replaced,
 truncated or damaged since it was indexed is an error that names the shard, never a wrong sample.
@@ -97,7 +98,7 @@ def find_shards(urls: Iterable[str]) -> list[str]:
             paths = [path] if fs.exists(path) else []
         if not paths:
             raise ShardError(
-                f"{url}: no shard there. Name a .tar, a folder of .tar files or a glob, as `clipmill export` writes them"
+                f"{url}: no shard there. Name a .tar, a folder of .tar files or a glob: what `clipmill export` writes"
             )
         local = "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
         found += [os.path.abspath(p) if local else fs.unstrip_protocol(p) for p in paths]

@@ -110,7 +110,7 @@ class DataConfig:
     window_shards: int = 16
     """Shards whose samples are mixed with each other."""
     bad_sample: Literal["stop", "replace"] = "stop"
-    """A clip that cannot be decoded stops the run, or is replaced by another one (the same in every run) and counted."""
+    """A clip that cannot be decoded stops the run, or another (the same in every run) takes its place, counted."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)
@@ -126,7 +126,8 @@ class ModelConfig:
     autoencoder: str = "from start"
     """`haar` (invertible wavelet, no weights), a directory with `vae/`, or the one in `start`."""
     text_encoder: str = "from start"
-    """`untrained` (a small frozen random network: text acts as a label), a directory with `text_encoder/`, or as in `start`."""
+    """`untrained` (a small frozen random network: text acts as a label), a directory with `text_encoder/`, or the
+    one in `start`."""
     image_encoder: str = "from start"
     """`untrained` (a small frozen random network), a directory with `image_encoder/`, or as in `start`."""
 

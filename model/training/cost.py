@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.activation_memory import ActivationBytes, count_activations
 from model.training.config import ComputeConfig
-from model.training.parallelize import checkpoint_blocks
+from model.training.parallelize import KEPT, checkpoint_blocks
 from model.unet import UNetConfig, VideoUNet
 
 
@@ -35,24 +38,38 @@ def activation_bytes(config: UNetConfig, shape: Shape, compute: ComputeConfig) -
 
     Counts the storages that autograd saves, each once, parameters not. Workspace of kernels comes on top.
     """
-    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    with torch.device("meta"):
-        network, inputs = _without_memory(config, shape, dtype)
-        largest = 0
-        if compute.checkpointing != "none":
-            blocks = [block for unit in network.fsdp_units() for block in unit]
+    return _counted(config, shape, compute.precision, compute.checkpointing)
+
+
+@lru_cache
+def _counted(config: UNetConfig, shape: Shape, precision: str, checkpointing: str) -> ActivationBytes:
+    with FakeTensorMode():
+        network, inputs = _without_memory(config, shape, torch.bfloat16 if precision == "bf16" else torch.float32)
+        if checkpointing == "none":
+            return count_activations(lambda: network(*inputs), network.parameters())
+        blocks = [block for unit in network.fsdp_units() for block in unit]
+        with _KeptOutputs() as products:
             largest = count_activations(lambda: network(*inputs), network.parameters(), blocks).largest_recompute
-            checkpoint_blocks(network, compute.checkpointing)
-        return ActivationBytes(count_activations(lambda: network(*inputs), network.parameters()).kept, largest)
+        checkpoint_blocks(network, "full")
+        kept = count_activations(lambda: network(*inputs), network.parameters()).kept
+        if checkpointing == "selective":  # what it keeps beyond `full` is held outside of autograd's sight
+            return ActivationBytes(kept + products.total, max(0, largest - products.total // len(blocks)))
+        return ActivationBytes(kept, largest)
 
 
-def forward_flops(config: UNetConfig, shape: Shape) -> float:
-    """Floating-point operations of one forward pass (a multiply-add counts 2)."""
-    with torch.device("meta"):
-        network, inputs = _without_memory(config, shape, torch.float32)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*inputs)
-    return float(counter.get_total_flops())
+class _KeptOutputs(TorchDispatchMode):
+    """Adds up the outputs of the operations that selective checkpointing keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in KEPT:
+            outputs = result if isinstance(result, tuple) else (result,)
+            self.total += sum(t.numel() * t.element_size() for t in outputs if isinstance(t, Tensor))
+        return result
 
 
 def _without_memory(config: UNetConfig, shape: Shape, dtype: torch.dtype) -> tuple[VideoUNet, tuple[Tensor, ...]]:

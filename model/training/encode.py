@@ -1,4 +1,4 @@
-"""From loaded samples to what the loss takes: latents, noise, noise level and conditioning, each keyed by sample ordinal.
+"""From loaded samples to what the loss takes: latents, noise, noise level, conditioning, all keyed by sample ordinal.
 
 The frozen networks run here, on the training device, without gradients. Every random number of a sample comes from its
 own streams (data/randomness.py), so a sample is trained on the same way wherever and whenever it comes up.
@@ -106,6 +106,7 @@ class Encoder:
                 noise = torch.stack([self._normal(Purpose.FIRST_FRAME, s, first.shape[1:]) for s in samples])
                 latents = model.autoencoder.encode(image_to_video.augment(first, strength, noise)).float()
         if task == "interpolation":  # outside no_grad: the mask embedding is learned
+            assert model.mask_embedding is not None
             return interpolation.conditioning(
                 model.mask_embedding, tokens, latents, frames, fps=fps, motion_bucket=bucket, augmentation=strength
             )

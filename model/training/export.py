@@ -1,4 +1,4 @@
-"""What training leaves behind: a model directory in diffusers' layout (or a LoRA in peft's), with the averaged weights."""
+"""What training leaves behind: a model directory in diffusers' layout, or a LoRA in peft's, of the averaged weights."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def process_group(*, threads: int) -> Iterator[Ranks]:
 
 
 def ray_train(config_text: str, *, workers: int, gpus: bool, address: str | None, cpus_per_worker: int = 1) -> None:
-    """Run a configuration on a Ray cluster: one Ray Train worker per rank, restarted from the last checkpoint on failure.
+    """Run a configuration on a Ray cluster: one Ray Train worker per rank, started again from the last checkpoint.
 
     The output folder must be on storage that all nodes share.
     """

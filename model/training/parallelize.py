@@ -75,7 +75,7 @@ def device_mesh(compute: ComputeConfig, world: int, device: torch.device) -> Dev
 def parallelize(
     network: VideoUNet, compute: ComputeConfig, mesh: DeviceMesh, *, exact: bool
 ) -> list[OrderedReduceScatter]:
-    """Apply all three. Returns the reductions that begin_step() must be called on (none unless `exact` on several ranks).
+    """Apply all three. Returns the reductions that begin_step() must be called on (only with `exact` on several ranks).
 
     One rank in float32 needs no FSDP; one rank in bfloat16 gets it for its mixed precision.
     """

@@ -46,7 +46,9 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
         model.autoencoder.to(device)
     data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
     if len(data.dataset.sources) > 1:
-        raise ConfigError(f"stage {stage.name}: precompute one shape at a time: turn aspect_buckets and image_share off")
+        raise ConfigError(
+            f"stage {stage.name}: precompute one shape at a time: turn aspect_buckets and image_share off"
+        )
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -68,16 +70,16 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
                     log.warning("left out: %s", error)
                     failed += 1
                     continue
-                _add(tar, read, _encoded(read, model.autoencoder, device, config), _meta(data, int(sample), read, stage))
+                _add(
+                    tar, read, _encoded(read, model.autoencoder, device, config), _meta(data, int(sample), read, stage)
+                )
                 made += 1
         partial.rename(final)
         reindex(str(final))
     return f"{made} clips encoded into {folder}, {skipped} shards were there already, {failed} clips could not be read"
 
 
-def _encoded(
-    sample: TrainingSample, autoencoder: Autoencoder, device: torch.device, config: TrainConfig
-) -> bytes:
+def _encoded(sample: TrainingSample, autoencoder: Autoencoder, device: torch.device, config: TrainConfig) -> bytes:
     assert sample.frames is not None
     frames = torch.from_numpy(sample.frames).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
     mean, logvar = posterior(autoencoder, frames, chunk=config.compute.encode_chunk)
@@ -105,4 +107,3 @@ def _add(tar: tarfile.TarFile, sample: TrainingSample, latents: bytes, meta: dic
         member = tarfile.TarInfo(f"{sample.key}.{extension}")
         member.size, member.mtime = len(content), 0
         tar.addfile(member, io.BytesIO(content))
-

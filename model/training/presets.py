@@ -1,4 +1,4 @@
-"""The stages of the paper, each with its own numbers (Stable Video Diffusion, Appendix D), and small ones for two cores.
+"""The stages of the paper, each with its numbers (Stable Video Diffusion, Appendix D), and small ones for two cores.
 
 Published: task, size, frames, updates, batch, learning rate, P_mean, P_std, dropout of text, EMA where given. Not
 published, and chosen here: batch and learning rate of the image stages (those of the first video stage), dropout of
@@ -83,7 +83,7 @@ def preset(name: str, *, tiny: bool = False) -> StageConfig:
 def tiny_variant(stage: StageConfig) -> StageConfig:
     """The same stage for the tiny network on two CPU cores: about a minute.
 
-    Noise, dropout, task and what is trained stay the stage's own; size, frames, updates, batch and learning rate do not.
+    Noise, dropout, task and what is trained stay the stage's; size, frames, updates, batch and learning rate do not.
     """
     frames = {1: 1, 5: 5}.get(stage.frames, 6)
     return replace(

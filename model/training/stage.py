@@ -93,7 +93,8 @@ class StageTrainer:
             raise ValueError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
         self.gradients = Gradients(list(self.trained.values()), list(replicated.values()), reductions, exact=exact)
         self.trained |= replicated
-        settings = {"lr": stage.learning_rate, "betas": (stage.beta1, stage.beta2), "weight_decay": stage.weight_decay}
+        betas = (stage.beta1, stage.beta2)
+        settings: dict[str, Any] = {"lr": stage.learning_rate, "betas": betas, "weight_decay": stage.weight_decay}
         parameters = list(self.trained.values())
         self.optimizer: torch.optim.Optimizer = (
             ExactAdamW(parameters, **settings) if exact else torch.optim.AdamW(parameters, fused=True, **settings)
@@ -324,4 +325,3 @@ class StageTrainer:
         tokens = {"text_to_video": 77, "interpolation": 2}.get(self.stage.task, 1)
         shape = Shape(1, self.stage.frames, self.stage.height // factor, self.stage.width // factor, tokens)
         return 3 * forward_flops(self.model.unet.config, shape)
-

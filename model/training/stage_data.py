@@ -100,4 +100,3 @@ def _fingerprint(table: SampleTable) -> str:
     for column in ("key", "media_size"):
         digest.update(repr(table.table[column].to_pylist()).encode())
     return f"{len(table)} samples, {digest.hexdigest()[:16]}"
-

@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from model.checkpoints import CheckpointError, load_sd21_into, load_unet
 from model.conditioning.haar import HaarAutoencoder
-from model.conditioning.image import ImageEncoder
 from model.conditioning.latents import Autoencoder
 from model.conditioning.motion import MotionBuckets
-from model.conditioning.text import TextEncoder
 from model.diffusion.preconditioning import LearnedInputScale
 from model.tasks.description import ModelDescription
 from model.tasks.interpolation_mask import MaskEmbedding
@@ -176,7 +174,7 @@ def _autoencoder(model: ModelConfig) -> Autoencoder:
     return loaded
 
 
-def _encoder(model: ModelConfig, name: str) -> TextEncoder | ImageEncoder | Any:
+def _encoder(model: ModelConfig, name: str) -> Any:
     source = getattr(model, name)
     if source == "untrained":
         encoder: Any = _text_encoder() if name == "text_encoder" else _image_encoder()
@@ -208,4 +206,3 @@ def _describe(stage: StageConfig, motion: MotionBuckets | None) -> ModelDescript
         motion=motion,
         input_scale=stage.learned_c_in,
     )
-

@@ -83,8 +83,8 @@ class Validation:
         bucket = motion.bucket(sample.motion) if motion is not None and np.isfinite(sample.motion) else 127
         common: dict[str, Any] = {"fps": sample.fps, "motion_bucket": bucket, "options": options}
         if stage.task == "text_to_video":
-            size = {"width": stage.width, "height": stage.height}
-            return TextToVideo(model)([sample.caption], frames=max(2, stage.frames), **size, **common)[0]
+            common |= {"width": stage.width, "height": stage.height, "frames": max(2, stage.frames)}
+            return TextToVideo(model)([sample.caption], **common)[0]
         first, last = self._ends(sample)
         if stage.task == "interpolation":
             return Interpolation(model)(first, last, frames=stage.frames, **common)[0]
@@ -111,4 +111,3 @@ def psnr(made: Tensor, truth: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of frames on [-1, 1], over all of them."""
     error = float(((made.clamp(-1, 1) - truth) / 2).square().mean())
     return 99.0 if error == 0 else -10 * math.log10(error)
-

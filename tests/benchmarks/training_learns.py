@@ -33,7 +33,7 @@ HEAD = """
 output: {output}
 data: {{shards: [{shards}], workers: 0}}
 model: {{start: "{start}", size: tiny, autoencoder: haar, image_encoder: untrained, text_encoder: untrained}}
-compute: {{precision: fp32, checkpointing: none, micro_batch: {batch}, threads: 2}}
+compute: {{precision: fp32, checkpointing: none, micro_batch: {batch}, threads: 1}}
 saving: {{every: 100000, validate_every: 0, log_every: 20}}
 stages:
 """
@@ -113,7 +113,7 @@ def overfit(folder: Path, steps: int) -> dict[str, float]:
 
 
 def image_start(folder: Path, steps: int) -> dict[str, float]:
-    """The paper's figure 3a in miniature: a video stage after image training, and the same stage from random weights."""
+    """The paper's figure 3a in miniature: a video stage after image training, and the same from random weights."""
     shard = film_shard(folder / "shards", film_clips(10))
     common = ", p_mean: 0.0"
     video = {"preset": "video-320", "name": "video", "steps": steps, "more": common}

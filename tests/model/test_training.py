@@ -97,14 +97,15 @@ def test_presets_have_the_papers_numbers(
 def test_camera_loras_are_rank_16_on_clips_of_their_label() -> None:
     for label in ("horizontal", "zooming", "static"):
         stage = preset(f"camera-{label}")
-        assert stage.lora is not None and stage.lora.rank == 16 and stage.steps == 5000 and stage.camera == (label,)
+        assert stage.lora is not None
+        assert (stage.lora.rank, stage.steps, stage.camera) == (16, 5000, (label,))
 
 
 def test_every_field_is_explained_and_a_rendered_configuration_loads_again() -> None:
     for cls in (TrainConfig, StageConfig, ComputeConfig):
         assert all(field_docs(cls)[f.name] for f in fields(cls)), cls
     for tiny in (True, False):
-        config = parse_config(template(list(PRESETS)[:3] + ["interpolation"], tiny=tiny).replace("path/to", "/p"))
+        config = parse_config(template([*list(PRESETS)[:3], "interpolation"], tiny=tiny).replace("path/to", "/p"))
         assert parse_config(render(config)) == config
 
 
@@ -139,9 +140,13 @@ def test_the_command_line_explains_itself(tmp_path: Path, shards: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(written.replace("demo-out/shards/default", str(shards)).replace("runs/my-run", str(tmp_path / "r")))
     found = cli.invoke(command, ["validate", str(path)])
-    assert found.exit_code == 0 and "4 samples" in found.output and "M parameters" in found.output, found.output
+    assert found.exit_code == 0, found.output
+    assert "4 samples" in found.output
+    assert "M parameters" in found.output
     refused = cli.invoke(command, ["validate", str(path), "--memory-gib", "0.01"])
-    assert refused.exit_code == 1 and "cannot fit" in refused.output and "checkpointing: full" in refused.output
+    assert refused.exit_code == 1
+    assert "cannot fit" in refused.output
+    assert "checkpointing: full" in refused.output
     assert "no such file" in cli.invoke(command, [str(tmp_path / "none.yaml")]).output.lower()
 
 
@@ -163,7 +168,8 @@ def test_a_chain_of_stages_and_a_lora_trains_and_samples(tmp_path: Path, shards:
     loras.load(adapter)
     image = torch.zeros(1, 3, 32, 32)
     made = ImageToVideo(video)(image, frames=6, options=video.options(steps=2))
-    assert made.shape == (1, 6, 3, 32, 32) and torch.isfinite(made).all()
+    assert made.shape == (1, 6, 3, 32, 32)
+    assert torch.isfinite(made).all()
     assert len(list((tmp_path / "run" / "03-image-to-video-320" / "samples").glob("*.mp4"))) == 1
     lines = (tmp_path / "run" / "03-image-to-video-320" / "metrics.jsonl").read_text().splitlines()
     assert {"loss", "grad_norm", "samples_per_s", "data_wait_share", "validation/psnr"} <= set(json.loads(lines[-1]))
@@ -178,7 +184,8 @@ def test_other_tasks_train_and_sample(tmp_path: Path, shards: Path, name: str, t
     inputs = (image, image) if name == "interpolation" else (image,)
     assert task(model)(*inputs, frames=4, options=model.options(steps=2)).shape == (1, 4, 3, 32, 32)
     if name == "interpolation":
-        assert model.mask_embedding is not None and model.mask_embedding.z_m.abs().max() > 0, "the mask was learned"
+        assert model.mask_embedding is not None
+        assert model.mask_embedding.z_m.abs().max() > 0, "the mask was learned"
 
 
 def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards: Path) -> None:
@@ -214,7 +221,9 @@ def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> N
     assert "4 clips encoded" in found.output, found.output
     (tmp_path / "latents" / "000007.tar.tmp").write_bytes(b"what a killed run leaves")
     assert "0 clips encoded" in cli.invoke(command, ["precompute", str(path), "-o", str(tmp_path / "latents")]).output
-    latents = replace(config, output=str(tmp_path / "b"), data=replace(config.data, shards=(str(tmp_path / "latents"),)))
+    latents = replace(
+        config, output=str(tmp_path / "b"), data=replace(config.data, shards=(str(tmp_path / "latents"),))
+    )
     run(config)
     run(latents)
     losses = [
@@ -303,7 +312,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_with_the_sample_ids(t
         run(config)
     folder = tmp_path / "run" / "01-image-to-video-320"
     report = json.loads((folder / "non-finite-step-00000002.json").read_text())
-    assert report and all(r["sample"].startswith("clip") and r["sigma"] > 0 for r in report)
+    assert report
+    assert all(r["sample"].startswith("clip") and r["sigma"] > 0 for r in report)
     assert steps_in(folder / "checkpoints") == [1], "what was saved is from before"
 
 
@@ -347,8 +357,11 @@ def test_checkpoints_of_other_settings_or_damaged_ones_are_refused(tmp_path: Pat
         run(config)
     shutil.rmtree(part.parent)
     run(config)
-    exported = CliRunner().invoke(command, ["export", _written(tmp_path, config), "--step", "1", "-o", str(tmp_path / "m")])
-    assert exported.exit_code == 0 and VideoModel.load(tmp_path / "m"), exported.output
+    exported = CliRunner().invoke(
+        command, ["export", _written(tmp_path, config), "--step", "1", "-o", str(tmp_path / "m")]
+    )
+    assert exported.exit_code == 0, exported.output
+    assert VideoModel.load(tmp_path / "m").description.task == "image_to_video"
 
 
 def _written(tmp_path: Path, config: TrainConfig) -> str:

@@ -2,7 +2,7 @@
 
 import torch
 
-import model.training.run
+import model.training.run  # noqa: F401
 from model.tasks.random_model import _image_encoder
 
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Small shards for the trainer's tests: clips of moving squares with known motion, or of real film, as `export` writes them."""
+"""Small shards for the trainer's tests: clips of moving squares with known motion, as `export` writes them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def moving_square(seed: int, frames: int = 14, height: int = 48, width: int = 64
     result = np.empty((frames, height, width, 3), np.uint8)
     for t in range(frames):
         picture = ground.copy()
-        at = int(round(left + dx * t)) % (width - 14)
+        at = round(left + dx * t) % (width - 14)
         picture[top : top + 14, at : at + 14] = square
         result[t] = picture.round().astype(np.uint8)
     return result
