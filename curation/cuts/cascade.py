@@ -67,8 +67,7 @@ class CascadeDetector:
             if not any(first < at < stop for first, stop in todo.stretches)  # examined below
         ]
         spared = sparse.spared_frames(info)
-        for first, stop in todo.stretches:
-            cuts += self._examine(info, film, np.arange(first, stop), spared)
+        cuts += self._examine(info, film, todo.stretches, spared)
         if film.decoded_frames == decoded:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return sorted(cuts, key=lambda cut: cut.frame)
@@ -83,12 +82,12 @@ class CascadeDetector:
         numbers, rows = zip(*found, strict=True)
         return sparse.plan(info, np.array(numbers), np.stack(rows), self.limits, self.steadiness)
 
-    def _examine(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, spared: np.ndarray) -> list[Cut]:
-        """Cuts in a stretch of consecutive frames, decoded once, in chunks."""
+    def _examine(
+        self, info: VideoInfo, film: FilmFrames, stretches: list[tuple[int, int]], spared: np.ndarray
+    ) -> list[Cut]:
+        """Cuts in stretches of consecutive frames, decoded in one pass, examined in chunks."""
         cuts: list[Cut] = []
-        for chunk, thumbs, is_last in _chunks(info, film, numbers, spared):
-            if len(chunk) == 0:
-                continue
+        for chunk, thumbs, is_last in _chunks(info, film, stretches, spared):
             until = info.times_s[chunk[-1]] - (0 if is_last else _CONTEXT_S / 2)
             begin = -1 if not cuts else cuts[-1].frame
             for cut in self._cuts(info, film, chunk, thumbs):
@@ -189,19 +188,30 @@ def _windows(times: np.ndarray, nominated: list[tuple[int, int]], low: int, high
 
 
 def _chunks(
-    info: VideoInfo, film: FilmFrames, numbers: np.ndarray, spared: np.ndarray
+    info: VideoInfo, film: FilmFrames, stretches: list[tuple[int, int]], spared: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """(frame numbers, thumbs, whether it is the last) of a stretch, decoded in one pass, chunks overlapping."""
+    """(frame numbers, thumbs, whether it is its stretch's last) of the stretches; long ones in overlapping chunks."""
+    if not stretches:
+        return
     held: list[int] = []
     rows: list[np.ndarray] = []
-    for number, frame in film.draft(numbers, spared):
+    at = 0
+    wanted = np.concatenate([np.arange(first, stop) for first, stop in stretches])
+    for number, frame in film.draft(wanted, spared):
+        while number >= stretches[at][1] and at + 1 < len(stretches):
+            if held:
+                yield np.array(held), np.stack(rows), True
+            held, rows, at = [], [], at + 1
+        if not stretches[at][0] <= number < stretches[at][1]:
+            continue
         if len(held) >= _CHUNK_FRAMES:
             yield np.array(held), np.stack(rows), False
             keep = int(np.searchsorted(info.times_s[held], info.times_s[held[-1]] - _CONTEXT_S))
             held, rows = held[keep:], rows[keep:]
         held.append(number)
         rows.append(thumb(frame))
-    yield np.array(held, dtype=np.int64), np.stack(rows) if rows else np.zeros((0, THUMB_BYTES), np.uint8), True
+    if held:
+        yield np.array(held), np.stack(rows), True
 
 
 def _with_black_ends(

@@ -94,7 +94,12 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
         own = keys.difference(g, g + 1)
         returns = g + 2 < len(numbers) and keys.difference(g, g + 2) < 1
         plain = keys.plain[g] or keys.plain[g + 1]
-        clean = own >= steadiness.clear and not returns and not plain and min(lengths[g], lengths[g + 1]) >= 1.0
+        clean = (
+            own >= steadiness.clear
+            and not returns
+            and not plain
+            and min(lengths[g], lengths[g + 1]) >= steadiness.long_s
+        )
         if clean and steady(info, first, stop, steadiness, steadiness.swell):
             cuts[g + 1] = own
         else:
