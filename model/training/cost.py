@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.activation_memory import ActivationBytes, count_activations
 from model.training.config import ComputeConfig
@@ -31,6 +32,16 @@ class Shape:
     height: int  # of the latent
     width: int
     tokens: int
+
+
+@lru_cache
+def forward_flops(config: UNetConfig, shape: Shape) -> float:
+    """Floating-point operations of one forward pass (a multiply-add counts 2)."""
+    with torch.device("meta"):
+        network, inputs = _without_memory(config, shape, torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*inputs)
+    return float(counter.get_total_flops())
 
 
 def activation_bytes(config: UNetConfig, shape: Shape, compute: ComputeConfig) -> ActivationBytes:
