@@ -42,7 +42,7 @@ types: setup
 	@$(BIN)/mypy
 
 tests: setup
-	@RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 $(BIN)/python -m pytest
+	@RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 format: setup
 	@$(BIN)/ruff check --fix .
