@@ -9,6 +9,7 @@ ranks. There is no state of data or random numbers to save: both are functions o
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -147,9 +148,17 @@ class Checkpointer:
         failure = done.exception()
         if failure is not None:
             raise CheckpointProblem(
-                f"checkpoint of step {step} could not be written to {self.folder}: {_root_cause(failure)}. "
+                f"checkpoint of step {step} could not be written to {self.folder} "
+                f"({shutil.disk_usage(self.folder).free / 2**30:.2f} GiB free): {_root_cause(failure)}. "
                 f"Nothing else was touched; the newest complete one is {self._newest()}. Free space and run again"
             ) from failure
+
+    def settle(self) -> None:
+        """Let a write that is under way finish, before the process group goes; a failure is only reported."""
+        try:
+            self.wait()
+        except CheckpointProblem as error:
+            log.error("%s", error)
 
     def _newest(self) -> str:
         steps = steps_in(self.folder)
@@ -162,6 +171,7 @@ class Checkpointer:
         partial = final.with_name(final.name + ".tmp")
         failure: BaseException | None = None
         try:
+            self._check_space(sum(local(t).numel() * t.element_size() for t in state.values()))
             dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
             if dist.get_rank() == 0:
                 files = {p.name: p.stat().st_size for p in partial.iterdir()}
@@ -187,6 +197,15 @@ class Checkpointer:
             done.set_exception(CheckpointProblem("another rank could not write"))
         else:
             done.set_result(None)
+
+    def _check_space(self, needed: int) -> None:
+        """Refuse on all ranks together what cannot fit, before anything is written."""
+        free = shutil.disk_usage(self.folder).free
+        short = torch.tensor([needed > free], dtype=torch.int32)
+        dist.all_reduce(short, op=dist.ReduceOp.MAX, group=self._group)
+        if short.item():
+            needs = f"{needed / 2**30:.2f} GiB per rank are needed, {free / 2**30:.2f} GiB are free"
+            raise OSError(errno.ENOSPC, needs)
 
     def load(self, step: int, state: dict[str, Tensor]) -> None:
         """Fill the state's tensors in place, on any number of ranks.

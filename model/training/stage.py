@@ -159,6 +159,7 @@ class StageTrainer:
                 elif self.step % saving.every == 0:
                     self._save()
         finally:
+            self.checkpoints.settle()
             if metrics is not None:
                 metrics.close()
 

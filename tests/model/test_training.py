@@ -230,8 +230,8 @@ def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> N
         [json.loads(line)["loss"] for line in next(folder.rglob("metrics.jsonl")).read_text().splitlines()]
         for folder in (tmp_path / "run", tmp_path / "b")
     ]
-    # The same clips, crops and noise; the latents went through bfloat16, the start frame of the clip is drawn anew.
-    assert np.allclose(losses[0], losses[1], rtol=0.2)
+    # The same clips, crops and noise: what differs is the rounding of the latents to bfloat16, and the first frame taken.
+    assert np.allclose(losses[0], losses[1], rtol=0.02)
     short = replace(latents, output=str(tmp_path / "c"), stages=(replace(config.stages[0], frames=13),))
     with pytest.raises(DataError, match="fewer precomputed frames"):
         run(short)
@@ -335,7 +335,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert steps_in(checkpoints) == [1]
     assert not list(checkpoints.glob("*.tmp"))
-    assert "training goes on" in caplog.text
+    assert "trying once more" in caplog.text
     assert VideoModel.load(run(replace(config, stages=(replace(config.stages[0], steps=3),)))), "and it recovers"
 
 
