@@ -1,11 +1,10 @@
 """A clip's own page: the film, every score, why it is kept or dropped, where it came from, what lies around it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from nicegui import ui
 
-from curation import decisions
-from curation.rules import RulesError
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset
 from pipelines.dashboard.page import dressed, html, look, notice, part
@@ -32,19 +31,38 @@ _PROVENANCE = {
 }
 
 
-def show_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View, base: str) -> None:
-    """Build the page. A clip that is not there gives a sentence."""
+@dataclass
+class Found:
+    """A clip with what its page says about it."""
+
+    row: dict[str, Any]
+    reasons: list[str]
+    around: list[dict[str, Any]]  # all clips of its source, in order
+    length_s: float  # of the source
+    scores: list[tuple[str, str]]
+
+
+def read_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View) -> Found | None:
+    """Look a clip up, with its neighbours. None when the dataset has no such clip."""
     row = dataset.clip(clip_id, place)
     if row is None:
+        return None
+    bounds = dataset.bounds(view.rules)
+    places = dataset.ask("SELECT place FROM clips WHERE source_id = ? ORDER BY start_s", [row["source_id"]])
+    listed = ", ".join(str(int(each)) for (each,) in places)
+    around = dressed(dataset, bounds, dataset.rows(f"SELECT unnest([{listed}])"), view.query())
+    length = dataset.ask("SELECT max(duration_s) FROM sources WHERE source_id = ?", [row["source_id"]])[0][0]
+    end = max(each["start_s"] + each["duration_s"] for each in around)
+    reasons = dataset.reasons_of(bounds, [row])[0]
+    return Found(row, reasons, around, max(length or 0.0, end), _scores(dataset, row))
+
+
+def show_clip(dataset: OpenDataset, found: Found | None, clip_id: str, view: View, base: str) -> None:
+    """Build the page. A clip that is not there gives a sentence."""
+    if found is None:
         notice(f"This dataset has no clip {clip_id}.", bad=True)
         return
-    try:
-        bounds = decisions.resolve(dataset.scores, view.rules)
-    except RulesError as error:
-        notice(str(error), bad=True)
-        bounds = []
-    link = f"{base}/d/{dataset.name}"
-    reasons = dataset.reasons_of(bounds, [row])[0]
+    row, link = found.row, f"{base}/d/{dataset.name}"
     with ui.element("div").classes("clip-page"):
         with ui.element("section").classes("panel"):
             film = f"{link}/clip/{row['clip_id']}"
@@ -52,14 +70,17 @@ def show_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View,
                 f'controls muted loop autoplay playsinline src="{film}.mp4?place={row["place"]}" '
                 f'poster="{film}.jpg?place={row["place"]}" aria-label="The clip"'
             )
-            verdict = ui.label(", ".join(reasons) if reasons else "kept").classes("verdict")
-            verdict.classes(look(reasons)).style("margin-top: 12px; width: fit-content")
+            verdict = ui.label(", ".join(found.reasons) if found.reasons else "kept").classes("verdict")
+            verdict.classes(look(found.reasons)).style("margin-top: 12px; width: fit-content")
             by = f"by decision {view.saved}" if view.saved else "by the rules in this link"
             ui.label(by).classes("hint").style("display: inline-block; margin: 0 10px")
-            _neighbours(dataset, row, bounds, link, view.query())
+            html('<h2 style="margin-top:16px">In its source</h2>')
+            html(part("timeline", found.around, row["clip_id"], found.length_s, link, view.query()))
+            here = next(i for i, each in enumerate(found.around) if each["clip_id"] == row["clip_id"])
+            html(part("clips", found.around[max(0, here - 2) : here] + found.around[here + 1 : here + 3], link))
         with ui.element("section").classes("panel"):
             html("<h2>Scores</h2>")
-            html(part("pairs", _scores(dataset, row)))
+            html(part("pairs", found.scores))
             html('<h2 style="margin-top:16px">Where it comes from</h2>')
             html(part("pairs", [(label, _plain(key, row[key])) for key, label in _PROVENANCE.items()]))
     with ui.element("div").classes("top"):
@@ -93,16 +114,3 @@ def _plain(key: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _neighbours(dataset: OpenDataset, row: dict[str, Any], bounds: Any, link: str, query: str) -> None:
-    """The source's clips on its timeline, and the ones before and after this clip."""
-    places = dataset.ask("SELECT place FROM clips WHERE source_id = ? ORDER BY start_s", [row["source_id"]])
-    listed = ", ".join(str(int(place)) for (place,) in places)
-    rows = dressed(dataset, bounds, dataset.rows(f"SELECT unnest([{listed}])"), query)
-    length = dataset.ask("SELECT max(duration_s) FROM sources WHERE source_id = ?", [row["source_id"]])[0][0]
-    end = max(each["start_s"] + each["duration_s"] for each in rows)
-    html('<h2 style="margin-top:16px">In its source</h2>')
-    html(part("timeline", rows, row["clip_id"], max(length or 0.0, end), link, query))
-    here = next(i for i, each in enumerate(rows) if each["clip_id"] == row["clip_id"])
-    html(part("clips", [each for each in rows[max(0, here - 2) : here + 3] if each["clip_id"] != row["clip_id"]], link))

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
+
 from curation import decisions, statistics
 from curation.decisions import Bound, Outcome
 from curation.rules import Rules
@@ -27,6 +29,7 @@ class WhatIf:
     funnel: dict[str, Any]
     filters: list[dict[str, Any]]
     joint: dict[str, Any]
+    shares: dict[str, tuple[float | None, float | None]]  # per score: % of the scored clips below and above its bounds
 
 
 class OpenDataset:
@@ -51,8 +54,8 @@ class OpenDataset:
     @property
     def scores(self) -> ScoreTable:
         """The scores, opened on first use. Raises DatasetError or SchemaError."""
-        with self._lock:
-            return self._table if self._table is not None else self.reopen()
+        table = self._table
+        return table if table is not None else self.reopen()
 
     def reopen(self) -> ScoreTable:
         """Open the scores anew if the dataset has grown. Raises DatasetError or SchemaError."""
@@ -71,8 +74,25 @@ class OpenDataset:
         with self._lock:
             bounds = decisions.resolve(self.scores, rules)
             result = decisions.outcome(self.scores, bounds)
+            shares = {bound.rule.score: self._shares(bound) for bound in bounds}
         found = statistics.funnel(self._intake, result)
-        return WhatIf(bounds, result, found, statistics.filters(result, bounds), statistics.joint(result))
+        return WhatIf(bounds, result, found, statistics.filters(result, bounds), statistics.joint(result), shares)
+
+    def _shares(self, bound: Bound) -> tuple[float | None, float | None]:
+        """What share of the scored clips, in percent, lies below and above a bound; a search in sorted values."""
+        score, frames, below, above = self.scores.score(bound.rule.score), bound.rule.frames, None, None
+        if bound.low is not None and bound.scored:
+            values = self.scores.values(low_column(score, frames))
+            below = 100 * float(np.searchsorted(values, np.float32(bound.low), "left")) / len(values)
+        if bound.high is not None and bound.scored:
+            values = self.scores.values(high_column(score, frames))
+            above = 100 - 100 * float(np.searchsorted(values, np.float32(bound.high), "right")) / len(values)
+        return below, above
+
+    def bounds(self, rules: Rules) -> list[Bound]:
+        """`curation.decisions.resolve`. Raises RulesError."""
+        with self._lock:
+            return decisions.resolve(self.scores, rules)
 
     def score_summaries(self, bounds: Sequence[Bound]) -> dict[str, dict[str, Any]]:
         """`curation.statistics.score_summary` of every score, on axes that do not move with the bounds."""

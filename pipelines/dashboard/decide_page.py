@@ -114,7 +114,8 @@ class DecidePage:
         bounds = {bound.rule.score: bound for bound in self.what.bounds}
         drops = {row["filter"]: row for row in self.what.filters if not row["unscored"]}
         for name, card in self.cards.items():
-            card.show(bounds.get(name), drops.get(name), (summaries or {}).get(name), self.view.rule(name))
+            shares = self.what.shares.get(name, (None, None))
+            card.show(bounds.get(name), drops.get(name), (summaries or {}).get(name), self.view.rule(name), shares)
         self.changed_note.set_visibility(self.view.saved is None and bool(self.view.rules.rules))
         if self.saved.value != self.view.saved:
             self.saved.set_value(self.view.saved)

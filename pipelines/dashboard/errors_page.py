@@ -10,9 +10,13 @@ from pipelines.dashboard.page import html, notice, part
 _EXAMPLES = 5
 
 
-def show_errors(dataset: OpenDataset, base: str) -> None:
+def read_errors(dataset: OpenDataset, base: str) -> list[dict[str, Any]]:
+    """What went wrong: groups with `where`, `reason`, `count` and `examples`."""
+    return _sources(dataset) + _scores(dataset, f"{base}/d/{dataset.name}")
+
+
+def show_errors(groups: list[dict[str, Any]]) -> None:
     """Build the page."""
-    groups = _sources(dataset) + _scores(dataset, f"{base}/d/{dataset.name}")
     if not groups:
         notice("Nothing went wrong: every source was read, and every clip has every score that was asked for.")
         return

@@ -20,7 +20,7 @@ from pyarrow import csv
 from starlette.background import BackgroundTask
 
 from curation import schema
-from curation.decisions import TABLE, resolve
+from curation.decisions import TABLE
 from curation.rules import RulesError
 from pipelines.dashboard.datasets import OpenDataset, Registry
 from pipelines.dashboard.view import read_view
@@ -65,7 +65,7 @@ def routes(registry: Registry) -> APIRouter:
             raise HTTPException(404, "there are download.csv and download.parquet")
         try:
             view = read_view(where, request.query_params)
-            bounds = resolve(where.scores, view.rules)
+            bounds = where.bounds(view.rules)
         except (RulesError, DatasetError) as error:
             raise HTTPException(400, str(error)) from None
         handle, path = tempfile.mkstemp(suffix=f".{kind}", prefix="clipmill-")

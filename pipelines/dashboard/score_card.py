@@ -6,13 +6,12 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-import numpy as np
 from nicegui import ui
 
 from curation import schema
 from curation.decisions import Bound
 from curation.rules import Rule, write_share
-from curation.score_table import ScoreTable, high_column, low_column
+from curation.score_table import ScoreTable
 from pipelines import figures
 from pipelines.dashboard.page import figure, html, part
 
@@ -148,7 +147,12 @@ class ScoreCard:
         return {"min": place(low, 0), "max": place(high, _STEPS)}
 
     def show(
-        self, bound: Bound | None, drops: dict[str, Any] | None, summary: dict[str, Any] | None, rule: Rule | None
+        self,
+        bound: Bound | None,
+        drops: dict[str, Any] | None,
+        summary: dict[str, Any] | None,
+        rule: Rule | None,
+        shares: tuple[float | None, float | None],
     ) -> None:
         """Show what holds now. `summary` is None while a handle moves: the counts follow first, the bars after."""
         self.bound, self.rule = (
@@ -165,7 +169,7 @@ class ScoreCard:
             if self.summary is not None:
                 self._draw()
             if self.fields:
-                self._fill()
+                self._fill(*shares)
         finally:
             self._quiet = False
 
@@ -184,19 +188,11 @@ class ScoreCard:
                 self.slider.set_visibility(True)
                 self.slider.value = self._places()
 
-    def _fill(self) -> None:
-        """The four numbers: bounds as they hold, and the shares that they drop."""
-        shares: dict[str, float | None] = {"lowest": None, "highest": None}
+    def _fill(self, below: float | None, above: float | None) -> None:
+        """The four numbers: bounds as they hold, and the shares that they drop; a share as it was given, if it was."""
         low, high = (self.bound.low, self.bound.high) if self.bound else (None, None)
-        if self.scores.measured[self.score.name].scored:
-            if low is not None:
-                values = self.scores.values(low_column(self.score, self.rule.frames))
-                shares["lowest"] = 100 * float(np.searchsorted(values, np.float32(low), "left")) / len(values)
-            if high is not None:
-                values = self.scores.values(high_column(self.score, self.rule.frames))
-                shares["highest"] = 100 * (1 - float(np.searchsorted(values, np.float32(high), "right")) / len(values))
-        given = {"lowest": self.rule.drop_lowest, "highest": self.rule.drop_highest}
-        for key, share in given.items():
+        shares = {"lowest": below, "highest": above}
+        for key, share in (("lowest", self.rule.drop_lowest), ("highest", self.rule.drop_highest)):
             if share is not None:
                 shares[key] = float(write_share(share).removesuffix("%"))
         for key, number in {"min": low, "max": high, **shares}.items():

@@ -11,11 +11,11 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from curation.rules import Rules, RulesError
 from curation.score_table import SchemaError
 from pipelines import figures
-from pipelines.dashboard.clip_page import show_clip
+from pipelines.dashboard.clip_page import read_clip, show_clip
 from pipelines.dashboard.compare_page import ComparePage
 from pipelines.dashboard.datasets import OpenDataset, Registry
 from pipelines.dashboard.decide_page import DecidePage
-from pipelines.dashboard.errors_page import show_errors
+from pipelines.dashboard.errors_page import read_errors, show_errors
 from pipelines.dashboard.files import routes
 from pipelines.dashboard.live_page import LivePage
 from pipelines.dashboard.page import background, frame, notice
@@ -80,11 +80,11 @@ def _pages(registry: Registry, base: str) -> None:
             return None
         return dataset
 
-    def asked(dataset: OpenDataset, request: Request) -> View:
+    async def asked(dataset: OpenDataset, request: Request) -> View:
         """The view of the link; a sentence and no rules for a link that cannot be followed."""
         try:
-            view = read_view(dataset, request.query_params)
-            dataset.what_if(view.rules)
+            view = await background(read_view, dataset, request.query_params)
+            await background(dataset.bounds, view.rules)
         except (RulesError, DatasetError) as error:
             notice(str(error), bad=True)
             return View(Rules())
@@ -112,7 +112,7 @@ def _pages(registry: Registry, base: str) -> None:
     async def decide(request: Request, name: str) -> None:
         dataset = await opened(name, "")
         if dataset is not None:
-            page = DecidePage(dataset, asked(dataset, request), base)
+            page = DecidePage(dataset, await asked(dataset, request), base)
             await ui.context.client.connected()
             await page.refresh()
 
@@ -120,7 +120,8 @@ def _pages(registry: Registry, base: str) -> None:
     async def clip(request: Request, name: str, clip_id: str, place: int | None = None) -> None:
         dataset = await opened(name, "/clip")
         if dataset is not None:
-            show_clip(dataset, clip_id, place, asked(dataset, request), base)
+            view = await asked(dataset, request)
+            show_clip(dataset, await background(read_clip, dataset, clip_id, place, view), clip_id, view, base)
 
     @ui.page("/d/{name}/compare", response_timeout=_PATIENCE_S)
     async def compare(name: str, first: str | None = None, second: str | None = None) -> None:
@@ -135,7 +136,7 @@ def _pages(registry: Registry, base: str) -> None:
     async def errors(name: str) -> None:
         dataset = await opened(name, "/errors")
         if dataset is not None:
-            show_errors(dataset, base)
+            show_errors(await background(read_errors, dataset, base))
 
     @ui.page("/d/{name}/live", response_timeout=_PATIENCE_S)
     async def live(name: str) -> None:
