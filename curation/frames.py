@@ -210,12 +210,18 @@ class FilmFrames:
         return rgb
 
 
-def shrunk_planes(frame: VideoFrame, size: tuple[int, int]) -> list[np.ndarray] | None:
-    """Y, Cb and Cr as uint8 arrays of one size (width, height), by averaging; None for other pixel formats."""
+def shrunk_planes(
+    frame: VideoFrame, size: tuple[int, int], chroma_size: tuple[int, int] | None = None
+) -> list[np.ndarray] | None:
+    """Y, Cb and Cr as uint8 arrays of `size` (width, height), by averaging; None for other pixel formats.
+
+    Cb and Cr come at `chroma_size` where one is given.
+    """
     shift = _PLANAR.get(frame.format.name)
     if shift is None:
         return None
-    planes = [_shrunk(_plane(plane, shift > 0), size) for plane in frame.planes]
+    sizes = (size, chroma_size or size, chroma_size or size)
+    planes = [_shrunk(_plane(plane, shift > 0), goal) for plane, goal in zip(frame.planes, sizes, strict=True)]
     return planes if shift == 0 else [cv2.convertScaleAbs(plane, alpha=1 / (1 << shift)) for plane in planes]
 
 

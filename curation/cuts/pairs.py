@@ -25,14 +25,13 @@ _REACH_X, _REACH_Y = 5, 3
 
 def thumb(frame: VideoFrame) -> np.ndarray:
     """(THUMB_BYTES,) uint8 of a decoded frame, as stored (not turned upright)."""
-    planes = shrunk_planes(frame, (WIDTH, HEIGHT))
+    half = (WIDTH // 2, HEIGHT // 2)
+    planes = shrunk_planes(frame, (WIDTH, HEIGHT), half)
     if planes is None:
         rgb = frame.to_ndarray(format="rgb24", width=WIDTH, height=HEIGHT, interpolation="AREA")
-        planes = list(cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV)))
-    y, u, v = planes
-    small = (WIDTH // 2, HEIGHT // 2)
-    u, v = (cv2.resize(plane, small, interpolation=cv2.INTER_AREA) for plane in (u, v))
-    return np.concatenate([y.ravel(), u.ravel(), v.ravel()])
+        y, u, v = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV))
+        planes = [y, *(cv2.resize(plane, half, interpolation=cv2.INTER_AREA) for plane in (u, v))]
+    return np.concatenate([plane.ravel() for plane in planes])
 
 
 def luma(thumbs: np.ndarray) -> np.ndarray:
