@@ -91,7 +91,8 @@ def parallelize(
     low = torch.bfloat16 if compute.precision == "bf16" else None
     # Inputs are cast by the network itself, which keeps c_noise and the scalar conditions in float32.
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    shard = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=compute.reshard_after_forward)
+    reshard = compute.reshard_after_forward and mesh.size(mesh.ndim - 1) > 1  # alone there is nothing to give back
+    shard = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     for unit in network.fsdp_units():
         shard(list(unit) if len(unit) > 1 else unit[0])
     shard(network)

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.activation_memory import count_activations
 from model.conditioning.conditioning import Conditioning
@@ -136,14 +137,15 @@ def _wait(device: torch.device) -> None:
 def memory(args: argparse.Namespace) -> dict[str, Any]:
     shape = Shape(1, 14, 72, 128, 1)
     found: dict[str, Any] = {}
-    for mode in ("full", "selective", "none"):
+    for mode in ("full", "selective"):
         counted = activation_bytes(UNetConfig.svd(), shape, ComputeConfig(checkpointing=mode))  # type: ignore[arg-type]
         found[f"clipmill_{mode}_gib"] = counted.kept / 2**30
         found[f"clipmill_{mode}_with_recompute_gib"] = counted.peak / 2**30
-    with torch.device("meta"):
-        theirs = diffusers_unet(UNetConfig.svd()).to(torch.bfloat16).train()
-        inputs = (torch.empty(1, 14, 8, 72, 128, dtype=torch.bfloat16), torch.empty(1, dtype=torch.bfloat16),
-                  torch.empty(1, 1, 1024, dtype=torch.bfloat16), torch.empty(1, 3, dtype=torch.bfloat16))  # fmt: skip
+    with FakeTensorMode():
+        torch.set_default_dtype(torch.bfloat16)
+        theirs = diffusers_unet(UNetConfig.svd()).train()
+        inputs = (torch.empty(1, 14, 8, 72, 128), torch.empty(1), torch.empty(1, 1, 1024), torch.empty(1, 3))
+        torch.set_default_dtype(torch.float32)
         theirs.enable_gradient_checkpointing()
         kept = count_activations(lambda: theirs(*inputs), theirs.parameters()).kept
     found["diffusers_checkpointing_gib"] = kept / 2**30

@@ -230,7 +230,7 @@ def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> N
         [json.loads(line)["loss"] for line in next(folder.rglob("metrics.jsonl")).read_text().splitlines()]
         for folder in (tmp_path / "run", tmp_path / "b")
     ]
-    # The same clips, crops and noise: what differs is the rounding of the latents to bfloat16, and the first frame taken.
+    # The same clips, crops and noise: what differs is the rounding of the latents to bfloat16, and the first frame.
     assert np.allclose(losses[0], losses[1], rtol=0.02)
     short = replace(latents, output=str(tmp_path / "c"), stages=(replace(config.stages[0], frames=13),))
     with pytest.raises(DataError, match="fewer precomputed frames"):
