@@ -127,7 +127,7 @@ class ScoreTable:
     ) -> None:
         """`clips`: local Parquet paths, or anything DuckDB scans as Arrow. Raises SchemaError."""
         self.con = con if con is not None else connect()
-        self.known = tuple(scores)
+        self.known = tuple(score for score in scores if score.kind in ("number", "per_frame", "label"))
         self.files: list[str] = []
         self._sorted: dict[str, np.ndarray] = {}
         self._provenance: dict[str, tuple[dict[str, int], list[tuple[str, int, str]]]] = {}
@@ -156,12 +156,11 @@ class ScoreTable:
     def _select(self, source: str, place: str) -> str:
         """SQL for the rows of a relation with every column of the schema, and `place`."""
         present = {row[0] for row in self.con.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
-        columns = [
-            f"{quote(field.name)}::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
-            if field.name in present
-            else f"NULL::{_SQL_TYPES[field.type]} AS {quote(field.name)}"
-            for field in schema.CLIPS
-        ]
+        columns = []
+        for field in schema.CLIPS:  # a type not listed, such as an embedding's, is read as it is
+            value = quote(field.name) if field.name in present else "NULL"
+            cast = f"::{_SQL_TYPES[field.type]}" if field.type in _SQL_TYPES else ""
+            columns.append(f"{value}{cast} AS {quote(field.name)}")
         return f"SELECT {', '.join(columns)}, {place} AS place FROM {source}"
 
     def _build(self) -> None:

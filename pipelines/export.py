@@ -146,7 +146,11 @@ def _samples(dataset: Dataset, name: str) -> Iterator[_Sample]:
     ).to_arrow_reader(4096)
     for batch in reader:
         for row in batch.to_pylist():
-            meta = {key: _plain(value) for key, value in row.items() if key not in _POINTERS} | {"decision": name}
+            meta = {
+                key: _plain(value)
+                for key, value in row.items()
+                if key not in _POINTERS and not isinstance(value, bytes)
+            } | {"decision": name}
             data = json.dumps(meta, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
             yield _Sample(row, data.encode(), (row.get("caption") or "").encode())
 
