@@ -187,7 +187,7 @@ class TrainConfig:
     output: str
     """Folder of the run: checkpoints, logs, samples, exported models."""
     data: DataConfig
-    """Where the samples are."""
+    """The samples."""
     stages: tuple[StageConfig, ...]
     """What is trained, one after the other."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -195,6 +195,6 @@ class TrainConfig:
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     """How the work is laid out."""
     saving: SavingConfig = field(default_factory=SavingConfig)
-    """Checkpoints, validation and logs."""
+    """What is written on the way."""
     seed: int = 0
     """Of order, crops, captions, dropout, sigma and noise, and of fresh weights."""
