@@ -5,6 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
+from curation.statistics import COSTS
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset
 from pipelines.dashboard.page import background, html, part
@@ -86,7 +87,7 @@ class LivePage:
 
     def _read(self) -> dict[str, Any]:
         scores = self.data.reopen()
-        stages = ("probe_s", "cuts_s", "clips_s", "scores_s")
+        stages = tuple(COSTS)
         ok, failed, length, *spent = self.data.ask(
             "SELECT count(*) FILTER (WHERE status = 'ok'), count(*) FILTER (WHERE status != 'ok'), "
             f"coalesce(sum(duration_s), 0), {', '.join(f'coalesce(sum({name}), 0)' for name in stages)} FROM sources"
