@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from model.conditioning.motion import MotionBuckets
+from model.conditioning.motion import DEFAULT, MotionBuckets
 from model.data.buckets import sizes
 from model.data.dataset import ClipDataset, Source
 from model.data.order import BatchPlan, EpochOrder
@@ -83,15 +83,16 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     return StageData(dataset, table, streams, _fingerprint(table), summary)
 
 
-def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets | None:
-    """The map of the model that is started from, else one fitted to the scores of the shards; None without scores."""
+def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets:
+    """The map of the model that is started from, else one fitted to the scores of the shards (or, where these are all the
+    same, the default one). It is stored with the model, so that a bucket means when sampling what it meant here."""
     if known is not None:
         return known
     scores = data.table.numbers("motion")
     try:
         return MotionBuckets.fit(scores[np.isfinite(scores)].tolist())
     except ValueError:
-        return None
+        return DEFAULT
 
 
 def _fingerprint(table: SampleTable) -> str:
