@@ -36,11 +36,11 @@ def write_bad_films(folder: Path) -> Path:
     (folder / "zero-bytes.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("This is no film.\n" * 100)
     (folder / "truncated-no-index.mp4").write_bytes(_index_last(film("bikes.mp4").read_bytes())[:200_000])
-    long = folder / "long.mkv"
-    make_film(long, [Shot("bikes.1", 100), Shot("bunny", 100)], gop=12)
-    (folder / "truncated.mp4").write_bytes(_faststart(long, folder / "faststart.mp4"))
-    (folder / "matroska.mp4").write_bytes(long.read_bytes())
-    long.unlink()
+    for name in ("long.mp4", "matroska.mkv"):
+        make_film(folder / name, [Shot("bikes.1", 100), Shot("bunny", 100)], gop=12)
+    (folder / "truncated.mp4").write_bytes(_faststart(folder / "long.mp4", folder / "faststart.mp4"))
+    (folder / "long.mp4").unlink()
+    (folder / "matroska.mkv").rename(folder / "matroska.mp4")
     _write_audio(folder / "audio-only.mp4")
     make_film(folder / "one-frame.mp4", [Shot("bunny", 1)])
     make_film(folder / "too-short.mp4", [Shot("bikes.3", 10)])
