@@ -68,7 +68,14 @@ class CascadeDetector:
             if not any(first < at < stop for first, stop in todo.stretches)  # examined below
         ]
         spared = sparse.spared_frames(info)
-        cuts += self._examine(info, film, todo.stretches, spared)
+        found = self._examine(info, film, todo.stretches, spared)
+        for first, stop in todo.stretches:  # a transition that was under way where a stretch began has begun before
+            if first > 0 and any(c.kind == "gradual" and first <= c.start_frame <= first + 3 for c in found):
+                keys = np.flatnonzero(info.keyframe[:first])
+                wider = self._examine(info, film, [(int(keys[-1]) if len(keys) else 0, stop)], spared)
+                found = [c for c in found if not first <= c.start_frame < stop]
+                found += [c for c in wider if c.end_frame >= first]
+        cuts += found
         if film.decoded_frames == decoded:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return sorted(cuts, key=lambda cut: cut.frame)
