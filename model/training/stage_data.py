@@ -84,8 +84,8 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
 
 
 def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets:
-    """The map of the model that is started from, else one fitted to the shards (the default one where all scores are the
-    same). It is stored with the model, so that a bucket means when sampling what it meant here."""
+    """The map of the model that is started from, else one fitted to the shards (the default one where all scores are
+    equal). It is stored with the model, so that a bucket means when sampling what it meant here."""
     if known is not None:
         return known
     scores = data.table.numbers("motion")
