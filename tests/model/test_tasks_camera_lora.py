@@ -139,7 +139,7 @@ def test_peft_reads_the_files(adapters):
     unet = network()
     LoraAdapters(unet).load(adapters / "zooming")
     theirs = PeftModel.from_pretrained(network(), adapters / "zooming")
-    torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_that_do_not_fit_are_refused(adapters, tmp_path):
