@@ -144,17 +144,29 @@ class FilmFrames:
             if number in wanted:
                 yield number, frame
 
-    def prefetch(self, small_pts: np.ndarray, full_pts: Sequence[int], short_side_px: int | None) -> None:
+    def prefetch(
+        self,
+        small_pts: np.ndarray,
+        full_pts: Sequence[int],
+        short_side_px: int | None,
+        *,
+        loop_filter: bool = True,
+    ) -> None:
         """One forward pass for later `small(small_pts)` and `full(full_pts, short_side_px=...)` calls.
 
-        Full frames wait here until they are asked for, once; ask for no more than memory holds.
+        Frames that nothing asks for and no other frame refers to are not decoded. Full frames wait here until they
+        are asked for, once; ask for no more than memory holds. `loop_filter=False` is faster and leaves block edges,
+        which do not show in small pictures.
         """
         small = self._nearest(self.info.pts, np.asarray(small_pts, dtype=np.int64))
         full = self._nearest(self.info.pts, np.asarray(list(full_pts), dtype=np.int64))
         want_small = {int(n) for n in small if int(n) not in self._cache}
         want_full = {int(n) for n in full if (int(n), short_side_px) not in self._waiting}
         fresh: dict[int, np.ndarray] = {}
-        for number, frame in self._decode(np.array(sorted(want_small | want_full)), "nothing", loop_filter=True):
+        wanted = np.array(sorted(want_small | want_full), dtype=np.int64)
+        spared = np.zeros(self.info.frames, dtype=bool)
+        spared[wanted] = True
+        for number, frame in self._decode(wanted, "nonref", loop_filter=loop_filter, spared=spared):
             if number in want_small:
                 fresh[number] = self._shrink(frame)
             if number in want_full:

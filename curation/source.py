@@ -173,7 +173,7 @@ class SourceStage:
         broken: CannotDecode | None = None
         pictures: dict[int, np.ndarray] = {}
         try:
-            frames.prefetch(motion_pts, full_pts, short_side)
+            frames.prefetch(motion_pts, full_pts, short_side, loop_filter=chosen.text_frames)
             pictures = dict(frames.full(full_pts, short_side_px=short_side))
         except CannotDecode as error:
             broken = error

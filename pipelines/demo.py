@@ -37,13 +37,13 @@ def command(output: str) -> None:
 
 
 def demo_spec(films: Path, output: str) -> Spec:
-    """The demo's job: short clips (the films are short), the light text detector, and a rule for each score."""
+    """The demo's job: short clips (the films are short), and a rule for each score that has a natural bound."""
     rules = {"motion.coarse": {"min": 0.05}, "text_area": {"max": 0.07}}
     data = {
         "input": {"uris": [str(films)]},
         "output": output,
         "clips": {"min": "1 s", "max": "3 s"},
-        "scores": {"text": {"implementation": "ppocr", "cpus": 0.5}},
+        "scores": {"text": {"implementation": "craft"}},
         "decision": {"rules": rules},
     }
     return parse_spec(data, "demo")

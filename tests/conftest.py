@@ -8,6 +8,7 @@ _ROOT = Path(__file__).parent
 _ON_RAY = ("pipelines", "workers")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group by file (fixtures are shared within one), and everything on Ray into one group, which starts first."""
     for item in items:
