@@ -132,7 +132,7 @@ class PieceEncoder:
             params = "open-gop=0:repeat-headers=1:info=0:pools=none:frame-threads=1:log-level=none"
             if self.splice and _never_reorders(self.info):
                 params += ":bframes=0"
-            return {"preset": "ultrafast", "crf": "17", "x265-params": params}
+            return {"preset": "superfast", "crf": "16", "x265-params": params}
         if self.codec == "vp9":
             # No hidden frames: each packet shows one frame, so pieces can be joined at any packet.
             return {
