@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model import onednn
 from model.tasks.camera_lora import LoraAdapters, LoraError, add_lora, save_lora
 from model.unet import VideoUNet
 from model.unet_config import UNetConfig
@@ -139,7 +140,9 @@ def test_peft_reads_the_files(adapters):
     unet = network()
     LoraAdapters(unet).load(adapters / "zooming")
     theirs = PeftModel.from_pretrained(network(), adapters / "zooming")
-    torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-5, rtol=1e-4)
+    for each in (unet, theirs.base_model.model):
+        onednn.disable(each)  # packed products round differently, and only ours has them in the adapted layers
+    torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-6, rtol=1e-5)
 
 
 def test_adapters_that_do_not_fit_are_refused(adapters, tmp_path):
