@@ -52,13 +52,11 @@ class FilmFrames:
         ticks = np.arange(int(np.floor(times[-1] * rate_fps + 0.5)) + 1) / rate_fps
         return np.unique(self._nearest(times, ticks))
 
-    def small(self, pts: np.ndarray, *, exact: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def small(self, pts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Small frames nearest to the given pts.
 
         Args:
             pts: wanted pts, in any order.
-            exact: False allows the nearest reference frame instead (half the work on films with B-frames) and
-                decoding without loop filter.
 
         Returns:
             (pts actually used (N,) int64, RGB uint8 (N, h, w, 3)), upright, square pixels. Damaged frames are
@@ -69,9 +67,8 @@ class FilmFrames:
         fresh: dict[int, np.ndarray] = {}
         if len(missing):
             wanted = set(missing.tolist())
-            keep_all = not exact
-            for number, frame in self._decode(missing, "nothing" if exact else "nonref", loop_filter=exact):
-                if keep_all or number in wanted:
+            for number, frame in self._decode(missing, "nothing", loop_filter=True):
+                if number in wanted:
                     fresh[number] = self._shrink(frame)
         have = {int(n): self._cache[int(n)] for n in numbers if int(n) in self._cache} | fresh
         self._keep(fresh)

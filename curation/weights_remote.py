@@ -7,7 +7,7 @@ and how is it had. Nothing here downloads unless `pull` is called.
 import hashlib
 import os
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,11 +167,3 @@ def checked(path: Path, sha256: str) -> Path:
     if not found.startswith(sha256):
         raise WeightsUnavailable(f"{path} has SHA-256 {found}, expected {sha256}; delete it and pull it again")
     return path
-
-
-def first_match(folder: Path, names: Sequence[str]) -> Path:
-    """The first of `names` that is in `folder`. Raises WeightsUnavailable naming them all."""
-    for name in names:
-        for match in sorted(folder.glob(name)):
-            return match
-    raise WeightsUnavailable(f"{folder} holds none of {', '.join(names)}")

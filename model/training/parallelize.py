@@ -131,8 +131,3 @@ def _group_inputs(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     for i, value in zip(places, grouped, strict=True):
         found[i] = value
     return tuple(found)
-
-
-def is_sharded(network: nn.Module) -> bool:
-    """Whether `parallelize` put FSDP2 on it."""
-    return isinstance(network, FSDPModule)
