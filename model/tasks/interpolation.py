@@ -20,8 +20,6 @@ from model.tasks.sampling import (
     check_frames,
     check_size,
     explain_out_of_memory,
-    placed,
-    sample_latents,
 )
 from model.tasks.video_model import VideoModel
 
@@ -118,18 +116,16 @@ class Interpolation:
                 motion_bucket=motion_bucket,
                 augmentation=strength,
             )
-            factor = model.autoencoder.factor
-            with placed(model.unet, model.device, offload=options.offload):
-                latents = sample_latents(
-                    model.denoiser,
-                    cond,
-                    (len(start), frames, model.autoencoder.channels, height // factor, width // factor),
-                    options,
-                    device=model.device,
-                    generator=generator,
-                    noise=noise,
-                    progress=progress,
-                )
+            latents = model.sample_latents(
+                cond,
+                len(start),
+                frames,
+                (width, height),
+                options,
+                generator=generator,
+                noise=noise,
+                progress=progress,
+            )
         return model.decode(latents, options)
 
     def upsample(

@@ -17,8 +17,6 @@ from model.tasks.sampling import (
     check_frames,
     check_size,
     explain_out_of_memory,
-    placed,
-    sample_latents,
 )
 from model.tasks.video_model import VideoModel
 
@@ -79,18 +77,16 @@ class TextToVideo:
             if negative_prompt is not None:
                 away = [negative_prompt] * len(prompts)
                 sides.append(conditioning_side(model, away, temporal_prompt, fps or given.fps, motion_bucket, options))
-            factor = model.autoencoder.factor
-            with placed(model.unet, model.device, offload=options.offload):
-                latents = sample_latents(
-                    model.denoiser,
-                    sides[0],
-                    (len(prompts), frames, model.autoencoder.channels, height // factor, width // factor),
-                    options,
-                    device=model.device,
-                    noise=noise,
-                    unconditional=sides[1] if len(sides) > 1 else None,
-                    progress=progress,
-                )
+            latents = model.sample_latents(
+                sides[0],
+                len(prompts),
+                frames,
+                (width, height),
+                options,
+                noise=noise,
+                unconditional=sides[1] if len(sides) > 1 else None,
+                progress=progress,
+            )
         return model.decode(latents, options)
 
 

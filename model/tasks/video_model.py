@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from model.conditioning.conditioning import Conditioning
 from model.conditioning.image import ImageEncoder
 from model.conditioning.latents import Autoencoder, decode_video
 from model.conditioning.text import TextEncoder
 from model.diffusion.preconditioning import Denoiser, LearnedInputScale, network_dtype
 from model.tasks.description import ModelDescription, ModelDirectoryError
 from model.tasks.interpolation_mask import MaskEmbedding
-from model.tasks.sampling import SamplingOptions, explain_out_of_memory, placed
+from model.tasks.sampling import Progress, SamplingOptions, explain_out_of_memory, placed, sample_latents
 from model.unet import VideoUNet
 
 
@@ -153,6 +154,34 @@ class VideoModel:
         """Conditioning frames (N, 3, H, W) on [-1, 1] -> the mode of the posterior, unscaled (N, C, h, w), float32."""
         with placed(self.autoencoder, self.device, offload=options.offload):
             return self.autoencoder.encode(images.to(self.device)).float()
+
+    def sample_latents(
+        self,
+        conditioning: Conditioning,
+        videos: int,
+        frames: int,
+        size: tuple[int, int],
+        options: SamplingOptions,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+        unconditional: Conditioning | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Latents (B, T, C, h, w) of `videos` videos of `size` (width, height) px; see `sampling.sample_latents`."""
+        width, height = (side // self.autoencoder.factor for side in size)
+        with placed(self.unet, self.device, offload=options.offload):
+            return sample_latents(
+                self.denoiser,
+                conditioning,
+                (videos, frames, self.autoencoder.channels, height, width),
+                options,
+                device=self.device,
+                generator=generator,
+                noise=noise,
+                unconditional=unconditional,
+                progress=progress,
+            )
 
     def decode(self, latents: Tensor, options: SamplingOptions) -> Tensor:
         """Scaled latents (B, T, C, h, w) -> frames (B, T, 3, H, W) on [-1, 1], on the CPU, in chunks."""
