@@ -8,7 +8,7 @@ cluster's head, and its actors wherever Ray places them.
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,12 +104,24 @@ def submit_job(client: "JobSubmissionClient", spec: Spec, *, installed: bool = F
     with tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
         Path(folder, "job.yaml").write_text(spec.as_yaml(), encoding="utf-8")
         runtime["working_dir"] = folder
-        job: str = client.submit_job(
+        return _submit_once_ready(
+            client,
             entrypoint="python -m pipelines.cli curate job.yaml --address auto",
             runtime_env=runtime,
             metadata={"clipmill": spec.output},
         )
-    return job
+
+
+def _submit_once_ready(client: "JobSubmissionClient", patience_s: float = 60.0, **job: Any) -> str:
+    """Submit; a cluster that has just started answers before the agent that takes jobs is up, so that is waited for."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1.0)
 
 
 def _absolute(spec: Spec) -> Spec:
@@ -141,14 +153,13 @@ def _value(state: Any) -> str:
     return str(getattr(state, "value", state))
 
 
-def _follow(client: "JobSubmissionClient", job: str, echo: Callable[[str], object] = sys.stdout.write) -> None:
+def _follow(client: "JobSubmissionClient", job: str) -> None:
     """Print the job's log as it grows, until the job has ended."""
     shown = 0
     while True:
         ended = client.get_job_status(job).is_terminal()
         log = client.get_job_logs(job)
-        echo(log[shown:])
-        sys.stdout.flush()
+        click.echo(log[shown:], nl=False)
         shown = len(log)
         if ended:
             return

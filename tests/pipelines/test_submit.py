@@ -2,12 +2,15 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import main
 from pipelines.dataset import Dataset
+from pipelines.spec import Spec
+from pipelines.submit_cli import submit_job
 from tests.media import film
 from tests.pipelines.conftest import Cluster
 
@@ -48,6 +51,7 @@ def test_a_job_is_stopped_and_says_so(ray_cluster: Cluster, tmp_path: Path) -> N
     spec = tmp_path / "job.yaml"
     spec.write_text(f"input: {{uris: {tmp_path}}}\noutput: {tmp_path / 'out'}\nscores: {{text: off}}\n")
     submitted = clipmill("submit", str(spec), "--address", ray_cluster.dashboard)
+    assert submitted.exit_code == 0, submitted.output
     job = submitted.output.strip()
     address = ("--address", ray_cluster.dashboard)
     deadline = time.monotonic() + 120
@@ -69,6 +73,27 @@ def test_a_cluster_that_is_not_there_is_one_line(
     assert result.exit_code == 2
     assert result.output.startswith("clipmill: Ray at http://127.0.0.1:9: ")
     assert result.output.count("\n") == 1
+
+
+class YoungCluster:
+    """Answers as Ray does in its first seconds."""
+
+    def __init__(self, refusals: int, message: str) -> None:
+        self.refusals, self.message = refusals, message
+
+    def submit_job(self, **job: Any) -> str:
+        self.refusals -= 1
+        if self.refusals >= 0:
+            raise RuntimeError(self.message)
+        return "clipmill-1"
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(tmp_path: Path) -> None:
+    spec = Spec.model_validate({"input": {"uris": [str(tmp_path)]}, "output": str(tmp_path / "out")})
+    no_agent = "Request failed with status code 500: No available agent to submit job, please try again later.."
+    assert submit_job(YoungCluster(1, no_agent), spec) == "clipmill-1"  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="quota"):
+        submit_job(YoungCluster(1, "Request failed with status code 500: quota"), spec)  # type: ignore[arg-type]
 
 
 def test_a_job_that_is_not_known_is_one_line(ray_cluster: Cluster) -> None:
