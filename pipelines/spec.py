@@ -18,7 +18,7 @@ class SpecError(Exception):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False, allow_inf_nan=False)
 
 
 class Input(_Section):
@@ -101,7 +101,8 @@ class Shards(_Section):
 
 class Resources(_Section):
     cpus: int | None = Field(default=None, ge=1)
-    """CPUs of a Ray started for this job; all of this machine's by default. A cluster that runs already has its own."""
+    """CPUs that the job may use: of the Ray started for it (by default all of this machine's), or of a cluster that is
+    there already (by default all of its, which leaves no room for another job)."""
     source_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one source actor. Their number follows from the cluster's CPUs."""
     timeout: Seconds = 3600.0
@@ -188,11 +189,18 @@ def read_spec(path: str | Path) -> Spec:
 def read_yaml(path: str | Path) -> Any:
     """The data of a YAML file. Raises SpecError."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_bytes()
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    return read_yaml_text(text, str(path))
+
+
+def read_yaml_text(text: bytes, where: str) -> Any:
+    """The data of a YAML text (JSON is YAML too). Raises SpecError; `where` names the text in it."""
+    try:
+        return yaml.safe_load(text.decode("utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of month 13, or not UTF-8
+        raise SpecError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
 
 
 def _fault(where: str, error: Any) -> str:

@@ -1,5 +1,6 @@
 """Quantities in job specs carry their unit: `2 s`, `25 %`, `64 MB`. A bare number is refused, not guessed."""
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -16,7 +17,10 @@ def _parse(text: Any, units: dict[str, float] | dict[str, int], example: str) ->
     match = _QUANTITY.fullmatch(text) if isinstance(text, str) else None
     if match is None or match[2] not in units:
         raise ValueError(f"{text!r} is not a quantity; write it like {example!r} (units: {', '.join(units)})")
-    return float(match[1]) * units[match[2]]
+    value = float(match[1]) * units[match[2]]
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]}... is too large for a quantity")
+    return value
 
 
 def seconds(text: Any) -> float:
