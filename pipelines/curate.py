@@ -16,6 +16,7 @@ from curation.source import failed_row
 from pipelines.commit import Committer, compact, duplicate_row, finish_compaction
 from pipelines.dataset import Dataset
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+from pipelines.live import describe, told
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
 from pipelines.spec import Spec
 
@@ -35,6 +36,7 @@ class Progress:
     clips: int = 0
     video_s: float = 0.0  # of the sources finished in this run
     failed: int = 0
+    waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources in the queue or at work, in order
     stage: str = "starting"
     began: float = field(default_factory=time.monotonic)
 
@@ -86,12 +88,13 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         progress = Progress(sources=len(sources), sources_done=len(sources) - len(pending))
         progress.bytes = sum(source.size or 0 for source in pending)
         _count_earlier(dataset, progress)
-        if pending:
-            _curate_sources(spec, dataset, sources, pending, address, progress, show)
-        progress.stage = "compacting"
-        show(progress)
-        compact(dataset)
-        finish(spec, dataset, progress, show)
+        with told(dataset.storage, lambda ended: describe(progress, ended)):
+            if pending:
+                _curate_sources(spec, dataset, sources, pending, address, progress, show)
+            progress.stage = "compacting"
+            show(progress)
+            compact(dataset)
+            finish(spec, dataset, progress, show)
     return dataset
 
 
@@ -158,10 +161,12 @@ def _curate_sources(
     uris = list(sizes)
     if not uris:
         return
+    progress.waiting = dict.fromkeys(uris)
     show(progress)
     with cluster(address, spec.resources.cpus) as cpus:
         import ray
 
+        cpus = min(cpus, spec.resources.cpus or cpus)  # several jobs on one cluster keep to their shares
         pools = plan_pools(spec, cpus, ray.cluster_resources().get("GPU", 0.0))
         try:
             for start in range(0, len(uris), spec.resources.round):
@@ -227,6 +232,7 @@ def _overdue(ledger: Any) -> list[str]:
 
 def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None]) -> None:
     progress.sources_done += 1
+    progress.waiting.pop(row["source_uri"], None)
     progress.bytes_done += sizes[row["source_uri"]] or 0
     progress.video_s += row["duration_s"] or 0.0
     progress.failed += row["status"] == "failed"

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.decisions [--clips 10000000] [--keep FOLDER]
 
-Writes a synthetic dataset (the schema's columns, scores drawn from a seed), opens it as the dashboard does, and then
+Writes a synthetic dataset (`tests.benchmarks.many_clips`), opens it as the dashboard does, and then
 (1) asks for the effect of all thresholds at once, each time with other thresholds, and (2) computes a page's whole
 statistics. The peer is pandas with the same columns in memory, comparing and grouping the same way. Both run here,
 one after the other, on the same rows.
@@ -17,77 +17,21 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import schema
 from curation.rules import Rules, parse_rules
-
-ROWS_PER_FILE = 122_880
-LABELS = ("static", "horizontal", "vertical", "zooming", "rotating", "complex")
-
-
-def write_dataset(root: Path, clips: int, seed: int = 0) -> None:
-    """`clips` rows in clips/, about a tenth as many in sources/; no media."""
-    rng = np.random.default_rng(seed)
-    for folder in ("clips", "sources"):
-        (root / folder).mkdir(parents=True, exist_ok=True)
-    (root / "job.yaml").write_text("inputs: []\n")
-    per_source = 10
-    for part, start in enumerate(range(0, clips, ROWS_PER_FILE)):
-        n = min(ROWS_PER_FILE, clips - start)
-        index = np.arange(start, start + n)
-        ids = rng.integers(0, 2**63, (n, 2))
-        failed = rng.random(n) < 0.01
-        duration = np.round(rng.uniform(2, 20, n), 3)
-        text = rng.beta(0.3, 8, 3 * n).astype(np.float32)
-        text[rng.random(3 * n) < 0.5] = 0
-        lists = pa.ListArray.from_arrays(np.arange(0, 3 * n + 1, 3, dtype=np.int32), text)
-        columns = {
-            "clip_id": [f"{a:016x}{b:016x}" for a, b in ids],
-            "source_id": [f"{i:032x}" for i in index // per_source],
-            "source_uri": [f"s3://bucket/films/{i}.mp4" for i in index // per_source],
-            "start_s": (index % per_source) * 20.0,
-            "duration_s": duration,
-            "frames": (duration * 24).astype(np.int32),
-            "media_file": [f"part-{i:06d}.tar" for i in index // 1000],
-            "media_offset": index % 1000 * 2_000_000 + 512,
-            "media_size": rng.integers(10**5, 2 * 10**6, n),
-            "motion_coarse": pa.array(rng.gamma(1.2, 0.4, n).astype(np.float32), mask=failed),
-            "motion_coarse_error": pa.array(np.where(failed, "too_short: one frame", None), pa.string()),
-            "motion_coarse_model": ["farneback"] * n,
-            "camera": pa.array(np.array(LABELS)[rng.integers(0, len(LABELS), n)], mask=failed),
-            "camera_error": pa.array(np.where(failed, "too_short: one frame", None), pa.string()),
-            "camera_model": ["farneback"] * n,
-            "text_area": lists,
-            "text_area_model": ["craft"] * n,
-        }
-        arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(n, f.type) for f in schema.CLIPS]
-        pq.write_table(pa.Table.from_arrays(arrays, schema=schema.CLIPS), root / f"clips/part-{part:05d}.parquet")
-    sources = -(-clips // per_source)
-    table = {
-        "source_id": [f"{i:032x}" for i in range(sources)],
-        "source_uri": [f"s3://bucket/films/{i}.mp4" for i in range(sources)],
-        "status": ["ok"] * sources,
-        "duration_s": np.full(sources, 120.0),
-        "clips": np.full(sources, per_source, np.int32),
-        "kept_s": np.full(sources, 110.0),
-        "lost_short_s": np.full(sources, 10.0),
-        "cuts_s": np.full(sources, 1.5),
-    }
-    arrays = [pa.array(table[f.name], f.type) if f.name in table else pa.nulls(sources, f.type) for f in schema.SOURCES]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema.SOURCES), root / "sources/part-00000.parquet")
+from tests.benchmarks.many_clips import LABELS, write_dataset
 
 
 def some_rules(i: int) -> Rules:
     """Rules on every score, other ones for every i."""
-    return parse_rules(
-        {
-            "motion.coarse": {"drop_lowest": f"{10 + i}%", "max": 2.0 + 0.1 * i},
-            "camera": {"in": list(LABELS[: 1 + i % 5])},
-            "text_area": {"max": 0.02 + 0.01 * i, "frames": ("any", "all", "mean")[i % 3]},
-        }
-    )
+    by_kind = {
+        "number": {"drop_lowest": f"{10 + i}%", "max": 2.0 + 0.1 * i},
+        "label": {"in": list(LABELS[: 1 + i % 5])},
+        "per_frame": {"max": 0.02 + 0.01 * i, "frames": ("any", "all", "mean")[i % 3]},
+    }
+    return parse_rules({score.name: by_kind[score.kind] for score in schema.SCORES})
 
 
 def measure(root: str, rounds: int = 15) -> None:

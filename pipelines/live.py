@@ -1,0 +1,116 @@
+"""progress.json: where a running job is, for whoever looks at its dataset from elsewhere (the dashboard, a service).
+
+The job's driver writes it every few seconds beside job.yaml, and removes it when the job is finished. A job that ended
+otherwise leaves it there: with the reason in `ended` when it could still say so, and with a `written` that stays behind
+when it was killed. The file says nothing that the dataset needs: losing it loses nothing.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from curation.storage import Storage
+
+if TYPE_CHECKING:
+    from pipelines.curate import Progress
+
+NAME = "progress.json"
+EVERY_S = 2.0
+SILENT_S = 60.0  # without a word for so long, a job is taken for dead; clocks of two machines may differ by seconds
+_NEXT = 10
+
+
+@dataclass(frozen=True)
+class LiveJob:
+    """A running job as it last described itself. Counts include what earlier runs of the job have done."""
+
+    stage: str  # starting, curating, compacting, deciding, writing shards, reporting
+    sources: int
+    sources_done: int
+    failed: int
+    clips: int
+    waiting: int  # sources in the queue or at work
+    next: list[str]  # the uris of the first of those
+    video_s: float  # of the sources finished in this run
+    elapsed_s: float  # wall seconds of this run
+    left_s: float | None  # wall seconds left, None while that cannot be told
+    written: float  # when this was written, seconds since 1970
+    ended: str | None = None  # why the job stopped before it was finished
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the job last said a word."""
+        return max(0.0, time.time() - self.written)
+
+    @property
+    def running(self) -> bool:
+        """Whether the job seems to be alive."""
+        return self.ended is None and self.silent_s < SILENT_S
+
+
+def describe(progress: "Progress", ended: str | None = None) -> LiveJob:
+    """A job's progress as others may see it."""
+    return LiveJob(
+        stage=progress.stage,
+        sources=progress.sources,
+        sources_done=progress.sources_done,
+        failed=progress.failed,
+        clips=progress.clips,
+        waiting=len(progress.waiting),
+        next=list(islice(progress.waiting, _NEXT)),  # one step of the interpreter: the driver changes it meanwhile
+        video_s=round(progress.video_s, 3),
+        elapsed_s=round(progress.elapsed_s, 1),
+        left_s=None if progress.left_s is None else round(progress.left_s, 1),
+        written=time.time(),
+        ended=ended,
+    )
+
+
+def read_live(storage: Storage) -> LiveJob | None:
+    """What the job of a dataset last said; None when no job is on its way, or its file cannot be understood."""
+    try:
+        data = json.loads(storage.read(NAME))
+        return LiveJob(**{key: data[key] for key in LiveJob.__dataclass_fields__})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextmanager
+def told(storage: Storage, describe_now: Callable[[str | None], LiveJob]) -> Iterator[None]:
+    """Keep progress.json up to date while the block runs, from a thread of its own.
+
+    `describe_now(ended)` says where the job is. A disk that takes no more is the job's to report, not this file's.
+    """
+    done = threading.Event()
+
+    def write(ended: str | None = None) -> None:
+        with suppress(OSError):
+            storage.write(NAME, (json.dumps(asdict(describe_now(ended)), indent=1) + "\n").encode())
+
+    def repeat() -> None:
+        write()
+        while not done.wait(EVERY_S):
+            write()
+
+    storage.remove_leftovers("")
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    ended: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        raise
+    finally:
+        done.set()
+        thread.join()
+        if ended is None:
+            with suppress(OSError):
+                storage.remove(NAME)
+        else:
+            write(ended)
