@@ -100,3 +100,15 @@ def set_authentication(address: str | None) -> None:
     variables = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     has_token = bool(variables) or (Path.home() / ".ray" / "auth_token").exists()
     os.environ["RAY_AUTH_MODE"] = "token" if has_token else "disabled"
+
+
+def make_token() -> Path:
+    """The file of this user's Ray token, made if there is none, and readable by nobody else. (Ray's own is 0644.)"""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        path.chmod(0o600)
+    return path

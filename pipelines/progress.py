@@ -39,6 +39,19 @@ def line(progress: Progress) -> str:
     return ", ".join(parts)
 
 
+def sentence(progress: dict[str, Any]) -> str:
+    """The same of a job of the service (`pipelines.service.routes.ProgressOut`)."""
+    parts = [progress["stage"] or "", f"{progress['sources_done']}/{progress['sources'] or '?'} videos"]
+    parts.append(f"{progress['clips']} clips")
+    if progress["video_hours_per_hour"]:
+        parts.append(f"{progress['video_hours_per_hour']:.1f} video-hours per hour")
+    if progress["failed"]:
+        parts.append(f"{progress['failed']} failed")
+    if progress["left_s"] is not None and progress["stage"] == "curating":
+        parts.append(f"about {duration(progress['left_s'])} left")
+    return ", ".join(part for part in parts if part)
+
+
 class Display:
     """`with Display() as show: curate(spec, show=show)`."""
 

@@ -1,165 +1,178 @@
-"""`clipmill submit`, `status`, `logs`, `stop`: the same job on a cluster, through Ray Jobs.
+"""`clipmill submit`, `status`, `logs`, `stop`, `resume`, `list`: jobs on a cluster, through the service or without it.
 
-The cluster gets the spec and, unless `--installed` is given, this checkout's own code (the packages curation, workers,
-pipelines and model, about a megabyte); what they depend on must be installed there. `clipmill curate` then runs on the
-cluster's head, and its actors wherever Ray places them.
+By default they speak to a running `clipmill serve`. With `--ray` they go straight to Ray Jobs: nobody's turn is waited
+for, and nothing starts a job again whose driver died.
 """
 
+import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipelines.curate_cli import refuse, resolve
-from pipelines.spec import Spec, SpecError
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
-PACKAGES = ("curation", "workers", "pipelines", "model")
+from pipelines.ray_jobs import DEFAULT_ADDRESS, RayJobs, RayUnreachable, UnknownRayJob
+from pipelines.service.client import Client, ServiceError
+from pipelines.spec import SpecError
 
 _address = click.option(
-    "--address", metavar="URL", envvar="RAY_API_SERVER_ADDRESS", default="http://127.0.0.1:8265", show_default=True,
-    help="Of the cluster's Ray dashboard.",
+    "--address", metavar="URL",
+    help="Of the service (default: $CLIPMILL_ADDRESS or http://127.0.0.1:8080); with --ray, of the cluster's Ray "
+    f"dashboard (default: $RAY_API_SERVER_ADDRESS or {DEFAULT_ADDRESS}).",
 )  # fmt: skip
+_ray = click.option("--ray", is_flag=True, help="Go straight to Ray Jobs; the job's id is then Ray's.")
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 @click.command(context_settings=_SETTINGS)
 @click.argument("spec", type=click.Path())
 @_address
+@_ray
 @click.option("-o", "--output", metavar="OUT", help="Dataset folder or URL; replaces the spec's output.")
-@click.option("--installed", is_flag=True, help="Use the clipmill that is installed on the cluster.")
+@click.option("--installed", is_flag=True, help="With --ray: use the clipmill that is installed on the cluster.")
 @click.option("--wait", is_flag=True, help="Follow the job; its exit code becomes this command's.")
-def submit(spec: str, address: str, output: str | None, installed: bool, wait: bool) -> None:
-    """Run SPEC on a cluster. Prints the job's id."""
+def submit(spec: str, address: str | None, ray: bool, output: str | None, installed: bool, wait: bool) -> None:
+    """Run SPEC on a cluster. Prints the job's id.
+
+    The service asks for a token where it listens on more than this machine: it is read from $CLIPMILL_TOKEN.
+    """
     try:
         resolved = resolve(spec, output)
     except SpecError as error:
         refuse(str(error))
-    with _client(address) as client:
-        job = submit_job(client, resolved, installed=installed)
+    with _faults():
+        if ray:
+            jobs = _ray_jobs(address)
+            job = jobs.submit(resolved, installed=installed)
+            click.echo(job)
+            if wait:
+                _follow(jobs, job)
+                sys.exit(0 if jobs.get(job).status == "SUCCEEDED" else 1)
+            return
+        if installed:
+            refuse("--installed goes with --ray; for the service it is an option of `clipmill serve`")
+        service = Client(address)
+        job = service.submit(resolved)
         click.echo(job)
         if wait:
-            _follow(client, job)
-            sys.exit(0 if _state(client, job) == "SUCCEEDED" else 1)
+            _print(service.follow(job))
+            sys.exit(0 if service.job(job)["state"] == "succeeded" else 1)
 
 
 @click.command(context_settings=_SETTINGS)
 @click.argument("job", required=False)
 @_address
-def status(job: str | None, address: str) -> None:
-    """How JOB is doing; without JOB, all jobs that clipmill submitted."""
-    with _client(address) as client:
-        if job is not None:
-            click.echo(_state(client, job))
-            return
-        for details in client.list_jobs():
-            if (details.metadata or {}).get("clipmill"):
-                click.echo(f"{details.submission_id}  {_value(details.status):9}  {details.metadata['clipmill']}")
-
-
-@click.command(context_settings=_SETTINGS)
-@click.argument("job")
-@_address
-@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
-def logs(job: str, address: str, follow: bool) -> None:
-    """What JOB has printed."""
-    with _client(address) as client:
-        if follow:
-            _follow(client, job)
+@_ray
+def status(job: str | None, address: str | None, ray: bool) -> None:
+    """How JOB is doing; without JOB, all jobs."""
+    with _faults():
+        if job is None:
+            _list(address, ray)
+        elif ray:
+            click.echo(_ray_jobs(address).get(job).status)
         else:
-            click.echo(client.get_job_logs(job), nl=False)
+            service = Client(address)
+            click.echo(describe(service.job(job), service.progress(job)))
+
+
+@click.command("list", context_settings=_SETTINGS)
+@_address
+@_ray
+def list_jobs(address: str | None, ray: bool) -> None:
+    """All jobs, with their state and where they write."""
+    with _faults():
+        _list(address, ray)
 
 
 @click.command(context_settings=_SETTINGS)
 @click.argument("job")
 @_address
-def stop(job: str, address: str) -> None:
-    """Stop JOB. Submitting the same spec again carries it on."""
-    with _client(address) as client:
-        if not client.stop_job(job):
-            refuse(f"{job} is not running ({_state(client, job)})")
+@_ray
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job ends.")
+def logs(job: str, address: str | None, ray: bool, follow: bool) -> None:
+    """What JOB has printed."""
+    with _faults():
+        if not ray:
+            service = Client(address)
+            _print(service.follow(job) if follow else [service.logs(job)])
+        elif follow:
+            _follow(_ray_jobs(address), job)
+        else:
+            click.echo(_ray_jobs(address).logs(job), nl=False)
+
+
+@click.command(context_settings=_SETTINGS)
+@click.argument("job")
+@_address
+@_ray
+def stop(job: str, address: str | None, ray: bool) -> None:
+    """Stop JOB. What it has finished is kept: `clipmill resume` (with --ray, the same submission) carries it on."""
+    with _faults():
+        if not ray:
+            click.echo(f"{job} {Client(address).cancel(job)['state']}")
+            return
+        jobs = _ray_jobs(address)
+        if not jobs.stop(job):
+            refuse(f"{job} is not running ({jobs.get(job).status})")
         click.echo(f"stopping {job}")
 
 
-def submit_job(client: "JobSubmissionClient", spec: Spec, *, installed: bool = False) -> str:
-    """Hand a spec to Ray Jobs. Returns the job's id.
-
-    Local paths in it are made absolute: they must mean the same on every node (shared storage).
-    """
-    import importlib
-
-    runtime: dict[str, Any] = {"env_vars": {"PYTHONUNBUFFERED": "1"}}
-    if not installed:
-        folders = [Path(str(importlib.import_module(name).__file__)).parent for name in PACKAGES]
-        runtime["py_modules"] = [str(folder) for folder in folders]
-        runtime["excludes"] = ["__pycache__"]
-    spec = _absolute(spec)
-    with tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
-        Path(folder, "job.yaml").write_text(spec.as_yaml(), encoding="utf-8")
-        runtime["working_dir"] = folder
-        return _submit_once_ready(
-            client,
-            entrypoint="python -m pipelines.cli curate job.yaml --address auto",
-            runtime_env=runtime,
-            metadata={"clipmill": spec.output},
-        )
+@click.command(context_settings=_SETTINGS)
+@click.argument("job")
+@_address
+def resume(job: str, address: str | None) -> None:
+    """Carry a stopped or failed JOB of the service on from where it is."""
+    with _faults():
+        click.echo(f"{job} {Client(address).resume(job)['state']}")
 
 
-def _submit_once_ready(client: "JobSubmissionClient", patience_s: float = 60.0, **job: Any) -> str:
-    """Submit; a cluster that has just started answers before the agent that takes jobs is up, so that is waited for."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return str(client.submit_job(**job))
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(1.0)
+def describe(job: dict[str, Any], progress: dict[str, Any]) -> str:
+    """A job of the service in one line."""
+    from pipelines.progress import sentence
+
+    state = f"queued, {job['place']} in line" if job["place"] else job["state"]
+    parts = [state, sentence(progress) if progress["sources_done"] or progress["stage"] else "", job["message"] or ""]
+    return ", ".join(part for part in parts if part)
 
 
-def _absolute(spec: Spec) -> Spec:
-    from pipelines.inputs import absolute
+def _list(address: str | None, ray: bool) -> None:
+    if ray:
+        for each in _ray_jobs(address).list():
+            click.echo(f"{each.id}  {each.status:9}  {each.output}")
+        return
+    for job in Client(address).jobs():
+        click.echo(f"{job['id']}  {job['state']:9}  {job['owner']}  {job['output']}")
 
-    inputs = spec.input.model_copy(update={"uris": [absolute(uri) for uri in spec.input.uris]})
-    return spec.model_copy(update={"input": inputs, "output": absolute(spec.output)})
+
+def _ray_jobs(address: str | None) -> RayJobs:
+    return RayJobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
 
 
 @contextmanager
-def _client(address: str) -> Iterator["JobSubmissionClient"]:
-    """A connection to Ray Jobs; what goes wrong with it is one line and exit code 2."""
-    from pipelines.cluster import set_authentication
-
-    set_authentication(address)
-    from ray.job_submission import JobSubmissionClient
-
+def _faults() -> Iterator[None]:
+    """What goes wrong between here and the cluster is one line and exit code 2."""
     try:
-        yield JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        refuse(f"Ray at {address}: {str(error).strip().splitlines()[0]}")
+        yield
+    except (RayUnreachable, UnknownRayJob, ServiceError) as error:
+        refuse(str(error))
 
 
-def _state(client: "JobSubmissionClient", job: str) -> str:
-    return _value(client.get_job_status(job))
+def _print(pieces: Iterator[str] | list[str]) -> None:
+    for piece in pieces:
+        click.echo(piece, nl=False)
+        sys.stdout.flush()
 
 
-def _value(state: Any) -> str:
-    return str(getattr(state, "value", state))
-
-
-def _follow(client: "JobSubmissionClient", job: str) -> None:
+def _follow(jobs: RayJobs, job: str) -> None:
     """Print the job's log as it grows, until the job has ended."""
     shown = 0
     while True:
-        ended = client.get_job_status(job).is_terminal()
-        log = client.get_job_logs(job)
-        click.echo(log[shown:], nl=False)
+        ended = jobs.get(job).ended
+        log = jobs.logs(job)
+        _print([log[shown:]])
         shown = len(log)
         if ended:
             return

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import main
 from pipelines.dataset import Dataset
+from pipelines.ray_jobs import RayJobs, RayUnreachable
 from pipelines.spec import Spec
-from pipelines.submit_cli import submit_job
 from tests.media import film
 from tests.pipelines.conftest import Cluster
 
@@ -29,7 +29,7 @@ def test_a_job_is_submitted_followed_and_done(
     spec = tmp_path / "job.yaml"
     spec.write_text("input: {uris: films}\noutput: out\nclips: {min: 1 s, max: 4 s}\nscores: {text: off}\n")
     monkeypatch.chdir(tmp_path)
-    done = clipmill("submit", str(spec), "--address", ray_cluster.dashboard, "--wait")
+    done = clipmill("submit", str(spec), "--ray", "--address", ray_cluster.dashboard, "--wait")
     assert done.exit_code == 0, done.output
     job, *log = done.output.splitlines()
     assert any("1/1 videos" in line for line in log)
@@ -37,11 +37,11 @@ def test_a_job_is_submitted_followed_and_done(
     assert dataset.sources()["status"].to_pylist() == ["ok"]
     assert dataset.clips().num_rows > 0
     assert (tmp_path / "out" / "report.html").exists()
-    assert clipmill("status", job, "--address", ray_cluster.dashboard).output == "SUCCEEDED\n"
-    listed = clipmill("status", "--address", ray_cluster.dashboard).output
+    assert clipmill("status", job, "--ray", "--address", ray_cluster.dashboard).output == "SUCCEEDED\n"
+    listed = clipmill("status", "--ray", "--address", ray_cluster.dashboard).output
     assert f"{job}  SUCCEEDED  {tmp_path / 'out'}" in listed
-    assert "1/1 videos" in clipmill("logs", job, "--address", ray_cluster.dashboard).output
-    stopped = clipmill("stop", job, "--address", ray_cluster.dashboard)
+    assert "1/1 videos" in clipmill("logs", job, "--ray", "--address", ray_cluster.dashboard).output
+    stopped = clipmill("stop", job, "--ray", "--address", ray_cluster.dashboard)
     assert stopped.exit_code == 2
     assert f"{job} is not running (SUCCEEDED)" in stopped.output
 
@@ -50,10 +50,10 @@ def test_a_job_is_stopped_and_says_so(ray_cluster: Cluster, tmp_path: Path) -> N
     (tmp_path / "bikes.mp4").write_bytes(film("bikes.mp4").read_bytes())
     spec = tmp_path / "job.yaml"
     spec.write_text(f"input: {{uris: {tmp_path}}}\noutput: {tmp_path / 'out'}\nscores: {{text: off}}\n")
-    submitted = clipmill("submit", str(spec), "--address", ray_cluster.dashboard)
+    submitted = clipmill("submit", str(spec), "--ray", "--address", ray_cluster.dashboard)
     assert submitted.exit_code == 0, submitted.output
     job = submitted.output.strip()
-    address = ("--address", ray_cluster.dashboard)
+    address = ("--ray", "--address", ray_cluster.dashboard)
     deadline = time.monotonic() + 120
     while clipmill("status", job, *address).output.strip() == "PENDING" and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -63,13 +63,15 @@ def test_a_job_is_stopped_and_says_so(ray_cluster: Cluster, tmp_path: Path) -> N
     assert state == "STOPPED"
 
 
-@pytest.mark.parametrize("command", [["submit", "job.yaml"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"]])
+@pytest.mark.parametrize(
+    "command", [["submit", "job.yaml"], ["status"], ["status", "x"], ["logs", "x"], ["stop", "x"], ["list"]]
+)
 def test_a_cluster_that_is_not_there_is_one_line(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "job.yaml").write_text("input: {uris: films}\n")
-    result = clipmill(*command, "--address", "http://127.0.0.1:9")
+    result = clipmill(*command, "--ray", "--address", "http://127.0.0.1:9")
     assert result.exit_code == 2
     assert result.output.startswith("clipmill: Ray at http://127.0.0.1:9: ")
     assert result.output.count("\n") == 1
@@ -91,13 +93,16 @@ class YoungCluster:
 def test_a_cluster_that_has_just_started_is_waited_for(tmp_path: Path) -> None:
     spec = Spec.model_validate({"input": {"uris": [str(tmp_path)]}, "output": str(tmp_path / "out")})
     no_agent = "Request failed with status code 500: No available agent to submit job, please try again later.."
-    assert submit_job(YoungCluster(1, no_agent), spec) == "clipmill-1"  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="quota"):
-        submit_job(YoungCluster(1, "Request failed with status code 500: quota"), spec)  # type: ignore[arg-type]
+    jobs = RayJobs()
+    jobs._connected = YoungCluster(1, no_agent)  # type: ignore[assignment]
+    assert jobs.submit(spec) == "clipmill-1"
+    jobs._connected = YoungCluster(1, "Request failed with status code 500: quota")  # type: ignore[assignment]
+    with pytest.raises(RayUnreachable, match="quota"):
+        jobs.submit(spec)
 
 
 def test_a_job_that_is_not_known_is_one_line(ray_cluster: Cluster) -> None:
-    result = clipmill("status", "nosuchjob", "--address", ray_cluster.dashboard)
+    result = clipmill("status", "nosuchjob", "--ray", "--address", ray_cluster.dashboard)
     assert result.exit_code == 2
     assert "nosuchjob" in result.output
     assert result.output.count("\n") == 1

@@ -1,0 +1,93 @@
+"""What the command line says to a running `clipmill serve`."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from pipelines.inputs import absolute
+from pipelines.spec import Spec
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8080"
+
+
+class ServiceError(Exception):
+    """The service does not answer, or says no. One line for a person."""
+
+
+class Client:
+    """The service at an address (default: $CLIPMILL_ADDRESS), with the token in $CLIPMILL_TOKEN if there is one."""
+
+    def __init__(self, address: str | None = None, http: httpx.Client | None = None) -> None:
+        self.address = (address or os.environ.get("CLIPMILL_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
+        token = os.environ.get("CLIPMILL_TOKEN")
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = http or httpx.Client(base_url=self.address, timeout=60.0)
+        self._http.headers.update(headers)
+
+    def submit(self, spec: Spec) -> str:
+        """Submit a spec, its local inputs made absolute. Returns the job's id."""
+        data = spec.model_dump(mode="json")
+        data["input"]["uris"] = [absolute(uri) for uri in spec.input.uris]
+        return str(self._ask("POST", "/api/jobs", json=data)["id"])
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """All jobs (`routes.JobOut`)."""
+        found: list[dict[str, Any]] = self._ask("GET", "/api/jobs")
+        return found
+
+    def job(self, job: str) -> dict[str, Any]:
+        """One job (`routes.JobWithSpec`)."""
+        return dict(self._ask("GET", f"/api/jobs/{job}"))
+
+    def progress(self, job: str) -> dict[str, Any]:
+        """Where a job is (`routes.ProgressOut`)."""
+        return dict(self._ask("GET", f"/api/jobs/{job}/progress"))
+
+    def cancel(self, job: str) -> dict[str, Any]:
+        """Stop a job."""
+        return dict(self._ask("POST", f"/api/jobs/{job}/cancel"))
+
+    def resume(self, job: str) -> dict[str, Any]:
+        """Carry a job on."""
+        return dict(self._ask("POST", f"/api/jobs/{job}/resume"))
+
+    def logs(self, job: str) -> str:
+        """What a job has printed."""
+        return "".join(self._stream(f"/api/jobs/{job}/logs"))
+
+    def follow(self, job: str) -> Iterator[str]:
+        """What a job prints, until it ends."""
+        return self._stream(f"/api/jobs/{job}/logs?follow=true")
+
+    def _ask(self, method: str, path: str, **body: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **body)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+        self._check(answer)
+        return answer.json()
+
+    def _stream(self, path: str) -> Iterator[str]:
+        try:
+            with self._http.stream("GET", path, timeout=httpx.Timeout(60.0, read=None)) as answer:
+                if answer.is_error:
+                    answer.read()
+                self._check(answer)
+                yield from answer.iter_text()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
+
+    def _check(self, answer: httpx.Response) -> None:
+        if not answer.is_error and not answer.is_redirect:
+            return
+        try:
+            said = str(answer.json()["detail"])
+        except (ValueError, KeyError, TypeError):
+            said = f"answers {answer.status_code}"
+        raise ServiceError(f"service at {self.address}: {' '.join(said.split())}")
+
+    def _unreachable(self, error: Exception) -> ServiceError:
+        said = str(error) or type(error).__name__
+        return ServiceError(f"service at {self.address}: {said}; start it with `clipmill serve`, or use --ray")
