@@ -6,6 +6,7 @@ CLIPTextModel in SD 2.1's diffusers layout, whose 23 layers already leave the la
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -25,13 +26,19 @@ class TextEncoder(Protocol):
 
 def tokenize(prompts: Sequence[str], context_length: int = 77) -> Tensor:
     """CLIP's byte-pair tokens, (N, context_length) int64; longer prompts are cut."""
+    tokens: Tensor = _tokenizer(context_length)(list(prompts))
+    return tokens
+
+
+@lru_cache
+def _tokenizer(context_length: int) -> Any:
+    """Made once: it unpacks and sorts its vocabulary, 0.2 s."""
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
     from open_clip.tokenizer import SimpleTokenizer
 
-    tokens: Tensor = SimpleTokenizer(context_length=context_length)(list(prompts))
-    return tokens
+    return SimpleTokenizer(context_length=context_length)
 
 
 class OpenClipTextEncoder(nn.Module):
