@@ -122,9 +122,7 @@ def _decode(
     return np.stack([taken[int(p)] for p in pts[wanted]])
 
 
-def read_image(
-    data: bytes, size: tuple[int, int], *, crop: np.random.Generator | None
-) -> Frames:  # fmt: skip
+def read_image(data: bytes, size: tuple[int, int], *, crop: np.random.Generator | None) -> Frames:
     """An image as a clip of one frame. Raises CannotRead when it is not an image."""
     import cv2
 
@@ -141,6 +139,7 @@ def fit(frame: av.VideoFrame, size: tuple[int, int], place: tuple[float, float])
     height, width = size
     scale = max(height / frame.height, width / frame.width)
     h, w = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
-    picture = frame.reformat(width=w, height=h, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    # One thread: by default the scaler starts one per core for every frame, and loader workers are the parallelism.
+    picture = frame.reformat(width=w, height=h, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     top, left = int(place[0] * (h - height + 1)), int(place[1] * (w - width + 1))
     return picture[min(top, h - height) :, min(left, w - width) :][:height, :width]
