@@ -20,6 +20,7 @@ import io
 import json
 import math
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ INDEX: pa.Schema = pa.schema(
             pa.field(f"{kind}_{what}", pa.int64(), metadata={"doc": f"{doc} of the .{kind} member", "unit": "B"})
             for kind in ("mp4", "json", "txt")
             for what, doc in (("offset", "first byte in the tar"), ("size", "bytes"))
+        ],
+        *[
+            pa.field(f"{kind}_crc32", pa.uint32(), metadata={"doc": f"CRC-32 of the .{kind} member"})
+            for kind in ("mp4", "json", "txt")
         ],
     ],
     metadata={"clipmill_schema": str(schema.VERSION)},
@@ -230,6 +235,7 @@ def _write(
                 member = tarfile.TarInfo(f"{clip_id}.{kind}")
                 member.size, member.mode, member.mtime = len(content), 0o644, 0
                 row |= {f"{kind}_offset": tar.offset + _BLOCK, f"{kind}_size": len(content)}
+                row[f"{kind}_crc32"] = zlib.crc32(content)
                 tar.addfile(member, io.BytesIO(content))
             rows.append(row)
             us += round(sample.row["duration_s"] * 1e6)
