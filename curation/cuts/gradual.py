@@ -21,11 +21,14 @@ def coarse(thumbs: np.ndarray) -> np.ndarray:
     """(N, 432) float32: each thumb's planes averaged to 16x9."""
     n, light = len(thumbs), WIDTH * HEIGHT
     width, height = _COARSE
-    y = thumbs[:, :light].reshape(n, height, HEIGHT // height, width, WIDTH // width)
-    uv = thumbs[:, light:].reshape(n, 2, height, HEIGHT // height // 2, width, WIDTH // width // 2)
-    return np.concatenate(
-        [y.mean((2, 4), dtype=np.float32).reshape(n, -1), uv.mean((3, 5), dtype=np.float32).reshape(n, -1)], axis=1
-    )
+
+    def averaged(planes: np.ndarray, across: int, count: int) -> np.ndarray:
+        tall = planes.reshape(-1, across).astype(np.float32)
+        return cv2.resize(tall, (width, count * height), interpolation=cv2.INTER_AREA).reshape(n, -1)
+
+    y = averaged(thumbs[:, :light], WIDTH, n)
+    uv = averaged(thumbs[:, light:], WIDTH // 2, 2 * n)
+    return np.concatenate([y, uv], axis=1)
 
 
 def squared_distances(rows: np.ndarray) -> np.ndarray:
@@ -112,10 +115,19 @@ def ramp(distances: np.ndarray, times_s: np.ndarray, low: int, high: int) -> tup
     Least squares over "0 until start, straight to 1 at end, 1 after"; returns (start, end, root mean square error).
     """
     inner = np.arange(low, high + 1)
-    alpha = _projected(distances, low, np.array([high]), inner)[0][0]
-    t = times_s[inner]
+    alpha = _projected(distances, low, np.array([high]), inner)[0][0].astype(np.float64)
+    t = times_s[inner] - times_s[low]
     starts, ends = np.triu_indices(len(inner), 1)
-    model = np.clip((t - t[starts][:, None]) / (t[ends] - t[starts])[:, None], 0, 1)
-    errors = ((model - alpha) ** 2).mean(1)
+
+    def between(values: np.ndarray) -> np.ndarray:
+        """Sums of values over start < k < end, for all pairs."""
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        return sums[ends] - sums[starts + 1]
+
+    length = t[ends] - t[starts]
+    slope = (between(alpha * t) - t[starts] * between(alpha)) / length
+    square = (between(t * t) - 2 * t[starts] * between(t) + t[starts] ** 2 * (ends - starts - 1)) / length**2
+    still = np.cumsum(alpha**2)[starts] + np.cumsum((1 - alpha[::-1]) ** 2)[::-1][ends]
+    errors = (still + between(alpha**2) - 2 * slope + square) / len(inner)
     best = int(np.argmin(errors))
-    return low + int(starts[best]), low + int(ends[best]), float(np.sqrt(errors[best]))
+    return low + int(starts[best]), low + int(ends[best]), float(np.sqrt(max(0.0, errors[best])))

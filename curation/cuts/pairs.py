@@ -64,22 +64,25 @@ class ContentScore:
 
 def plain_steps(thumbs: np.ndarray) -> np.ndarray:
     """Mean absolute change of luma plus that of chroma from each thumb to the next: (N - 1,) float."""
-    steps = np.empty(max(0, len(thumbs) - 1), np.float32)
-    for k in range(len(steps)):  # row by row stays in the cache; the whole array at once does not
-        change = cv2.absdiff(thumbs[k], thumbs[k + 1]).ravel()
-        steps[k] = change[:_LUMA].mean() + change[_LUMA:].mean()
-    return steps
+    light, colour = thumbs[:, :_LUMA], thumbs[:, _LUMA:]
+    steps = [
+        cv2.norm(light[k], light[k + 1], cv2.NORM_L1) / _LUMA
+        + cv2.norm(colour[k], colour[k + 1], cv2.NORM_L1) / (2 * _CHROMA)
+        for k in range(len(thumbs) - 1)
+    ]
+    return np.array(steps, np.float32)
 
 
 def unexplained(first: np.ndarray, second: np.ndarray) -> float:
     """Mean luma difference left after every block of `second` took its best match nearby in `first` (0..255)."""
     halves = [cv2.resize(luma(one), (_HALF_W, _HALF_H), interpolation=cv2.INTER_AREA) for one in (first, second)]
     padded = cv2.copyMakeBorder(halves[0], _REACH_Y, _REACH_Y, _REACH_X, _REACH_X, cv2.BORDER_REFLECT)
-    moved = np.lib.stride_tricks.sliding_window_view(padded, (_HALF_H, _HALF_W)).astype(np.int16)
-    shifts = moved.shape[0] * moved.shape[1]
-    blocks = np.abs(moved - halves[1]).reshape(shifts, _HALF_H // _BLOCK_H, _BLOCK_H, _HALF_W // _BLOCK_W, _BLOCK_W)
-    sums = np.einsum("nibjc->nij", blocks, dtype=np.int32)
-    return float(sums.min(0).mean() / (_BLOCK_W * _BLOCK_H))
+    shifts = (2 * _REACH_X + 1) * (2 * _REACH_Y + 1)
+    moved = np.lib.stride_tricks.sliding_window_view(padded, (_HALF_H, _HALF_W)).reshape(shifts * _HALF_H, _HALF_W)
+    left = cv2.absdiff(moved, np.tile(halves[1], (shifts, 1)))
+    blocks = (_HALF_W // _BLOCK_W, shifts * _HALF_H // _BLOCK_H)
+    means = cv2.resize(left.astype(np.float32), blocks, interpolation=cv2.INTER_AREA)
+    return float(means.reshape(shifts, -1).min(0).mean())
 
 
 def histogram(one: np.ndarray) -> np.ndarray:

@@ -44,6 +44,7 @@ class Run:
         self.times_s = times_s
         self.limits = limits
         self.steps = plain_steps(thumbs)
+        self.coarse = coarse(thumbs)
         self.plain = plain_frames(thumbs)
         self._histograms: dict[int, np.ndarray] = {}
         self._different: dict[tuple[int, int], float] = {}
@@ -80,7 +81,7 @@ class Run:
 
     def _blends(self, before: int, after: int) -> bool:
         """Whether the few frames between are mixtures of the two, none of the steps being most of the way."""
-        distances = squared_distances(coarse(self.thumbs[before : after + 1]))
+        distances = squared_distances(self.coarse[before : after + 1])
         end = after - before
         if off_line_share(distances, 0, end) > self.limits.mixture.off_line:
             return False
@@ -121,7 +122,7 @@ class Run:
         if high - low < 3:
             return []
         limits = self.limits.mixture
-        distances, times = squared_distances(coarse(self.thumbs[low : high + 1])), self.times_s[low : high + 1]
+        distances, times = squared_distances(self.coarse[low : high + 1]), self.times_s[low : high + 1]
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
         thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
         spans: dict[tuple[int, int], tuple[float, float]] = {}  # refined spans: (how well they explain, belief)
