@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from curation.identity import source_id
+from curation.input_policy import Forbidden, enforce, from_environment
 
 _SUFFIXES = "3g2 3gp asf avi divx flv m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv qt ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -46,9 +47,15 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
     Raises:
         InputError: an input that is neither there nor looks like the name of a video, or a list without the column.
     """
+    policy = enforce()
     found: dict[str, SourceFile] = {}
     skip = absolute(exclude).rstrip("/") + "/" if exclude else None
     for uri in uris:
+        try:
+            if policy is not None:
+                policy.check(absolute(uri))
+        except Forbidden as error:
+            raise InputError(f"input: {error}") from None
         for source in _expand(absolute(uri), column):
             if skip is None or not source.uri.startswith(skip):
                 found.setdefault(source.uri, source)
@@ -154,9 +161,11 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, col
 
 
 def _stat(uri: str) -> SourceFile:
-    """A listed source; one that is not there stays in the list, and becomes a row that says so."""
+    """A listed source; one that is not there, or may not be read, stays in the list and becomes a row that says so."""
     try:
+        if (policy := from_environment()) is not None:
+            policy.check(uri)
         fs, path = fsspec.core.url_to_fs(uri)
         return SourceFile(uri, fs.info(path).get("size"))
-    except (OSError, ImportError, ValueError):
+    except (OSError, ImportError, ValueError, Forbidden):
         return SourceFile(uri, None)

@@ -41,7 +41,7 @@ def line(progress: Progress) -> str:
 
 def sentence(progress: dict[str, Any]) -> str:
     """The same of a job of the service (`pipelines.service.routes.ProgressOut`)."""
-    parts = [progress["stage"] or "", f"{progress['sources_done']}/{progress['sources'] or '?'} videos"]
+    parts = [progress["stage"] or "", f"{progress['sources_done']}/{progress['sources'] or '-'} videos"]
     parts.append(f"{progress['clips']} clips")
     if progress["video_hours_per_hour"]:
         parts.append(f"{progress['video_hours_per_hour']:.1f} video-hours per hour")
@@ -60,6 +60,7 @@ class Display:
         self._live: Live | None = None
         self._printed_at = 0.0
         self._stage = ""
+        self._said = 0
         self._last: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -77,6 +78,9 @@ class Display:
     def __call__(self, progress: Progress) -> None:
         """Take note of where the job is."""
         self._last = progress
+        for said in progress.warnings[self._said :]:
+            self._console.print(f"warning: {said}", soft_wrap=True)
+        self._said = len(progress.warnings)
         if self._live is not None:
             return
         now = time.monotonic()

@@ -39,6 +39,7 @@ def serve_command(
     on any other address make one first with `clipmill token make`. It can be killed and started again at any time.
     """
     from curation.input_policy import InputPolicy
+    from pipelines.preflight import Refused, locked
     from pipelines.ray_jobs import RayJobs
     from pipelines.service.app import LOOPBACK, serve
     from pipelines.service.jobs import Jobs
@@ -57,11 +58,11 @@ def serve_command(
     log_to_stderr()
     try:
         jobs = Jobs(datasets, RayJobs(address), InputPolicy.of(inputs, web), limit=running, installed=installed)
-    except (OSError, ValueError) as error:
+        with locked(jobs.root):  # a second service would start every job a second time
+            click.echo(f"{'https' if certificate else 'http'}://{host}:{port}/   (Ctrl-C ends it; jobs go on)")
+            serve(jobs, tokens, host=host, port=port, certificate=certificate, key=key)
+    except (OSError, ValueError, Refused) as error:
         refuse(f"{datasets}: {error}")
-    scheme = "https" if certificate else "http"
-    click.echo(f"{scheme}://{host}:{port}/   (Ctrl-C ends it; jobs go on)")
-    serve(jobs, tokens, host=host, port=port, certificate=certificate, key=key)
 
 
 @click.group("token", context_settings=_SETTINGS)

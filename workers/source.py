@@ -16,6 +16,7 @@ import ray
 from fsspec.implementations.local import LocalFileSystem
 
 from curation.errors import CannotDecode
+from curation.input_policy import Forbidden, enforce
 from curation.segment import Segment
 from curation.source import SourceSettings, SourceStage, failed_row
 from workers.wire import message, pack
@@ -36,6 +37,7 @@ class SourceActor:
             ledger: handle of a `Ledger`.
         """
         cv2.setNumThreads(1)
+        self._policy = enforce()
         self._stage = SourceStage(settings)
         self._timeout_s = timeout_s
         self._ledger = ledger
@@ -47,6 +49,8 @@ class SourceActor:
 
     def _messages(self, uri: str) -> Iterator[pa.Table]:
         try:
+            if self._policy is not None:
+                self._policy.check(uri)
             with local_copy(uri) as path:
                 for part in self._stage.run(path, uri):
                     if isinstance(part, Segment):
@@ -54,6 +58,9 @@ class SourceActor:
                         yield message("segment", uri, note, pack(part))
                     else:
                         yield message("report", uri, {"row": part.row, "segments": part.segments})
+        except Forbidden as error:
+            row = failed_row(uri, "forbidden", str(error))
+            yield message("report", uri, {"row": row, "segments": 0})
         except CannotDecode as error:
             row = failed_row(uri, error.reason, str(error))
             yield message("report", uri, {"row": row, "segments": 0})

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from pipelines.service.auth import Failures, Gate, refusal
 from pipelines.service.jobs import JobError, Jobs
 from pipelines.service.pages import pages
-from pipelines.service.routes import api
+from pipelines.service.routes import Fault, api
 from pipelines.service.tokens import TokenError, TokenStore
 from pipelines.spec import Spec
 
@@ -107,7 +107,7 @@ def _openapi(app: FastAPI, *, needs_token: bool) -> dict[str, Any]:
             title=app.title, version=app.version, summary=app.summary, routes=app.routes, tags=app.openapi_tags
         )
         schema = Spec.model_json_schema(ref_template="#/components/schemas/{model}")
-        found["components"]["schemas"] |= schema.pop("$defs", {}) | {"Spec": schema}
+        found["components"]["schemas"] |= schema.pop("$defs", {}) | {"Spec": schema, "Fault": Fault.model_json_schema()}
         for unused in ("HTTPValidationError", "ValidationError"):
             found["components"]["schemas"].pop(unused, None)
         if needs_token:

@@ -426,4 +426,5 @@ def _headline(record: Record) -> str:
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no reason given"
+    line = text.strip().splitlines()[0] if text.strip() else "no reason given"
+    return line.partition(", last available logs")[0]

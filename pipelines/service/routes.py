@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -108,7 +109,11 @@ Submitter = Annotated[Principal, needs("submit")]
 
 
 def _faults(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Fault} for status in (400, 401, 403, 422, 429, *statuses)}
+    said = {"application/json": {"schema": {"$ref": "#/components/schemas/Fault"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": said}
+        for status in (400, 401, 403, 422, 429, *statuses)
+    }
 
 
 _BODY = {
