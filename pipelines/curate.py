@@ -187,10 +187,14 @@ def _round(
     show: Show,
 ) -> None:
     """Curate these sources, trying again those whose worker process died, and commit every one of them."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
     from pipelines import graph
     from workers.ledger import Ledger
 
-    ledger = Ledger.remote()  # type: ignore[attr-defined]
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = Ledger.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # lives as long as we do
     waiting = dict.fromkeys(uris)
     for _attempt in range(spec.resources.attempts):
         progress.stage = "curating"
