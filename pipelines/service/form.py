@@ -35,6 +35,14 @@ class Field:
         return self.path.rpartition(".")[2]
 
 
+def sections() -> list[tuple[str, list[Field]]]:
+    """The fields by the section of the spec that they belong to: what every job needs comes first."""
+    found: dict[str, list[Field]] = {"input": [], "": []}
+    for field in fields():
+        found.setdefault(field.section, []).append(field)
+    return list(found.items())
+
+
 def fields() -> list[Field]:
     """All of them, in the order of the spec."""
     schema = Spec.model_json_schema()

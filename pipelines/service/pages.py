@@ -12,7 +12,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from pipelines import figures
 from pipelines.service.auth import COOKIE, Failures, principal_of, refusal
-from pipelines.service.form import fields
+from pipelines.service.form import sections
 from pipelines.service.jobs import Jobs
 from pipelines.service.tokens import TokenStore
 
@@ -39,7 +39,7 @@ def pages(jobs: Jobs, tokens: TokenStore | None, failures: Failures, *, https: b
     @router.get("/jobs")
     def jobs_page(request: Request) -> Response:
         who = principal_of(request)
-        return page("jobs", who=who, may_submit=who.may("submit"), login=tokens is not None, fields=fields())
+        return page("jobs", who=who, may_submit=who.may("submit"), login=tokens is not None, sections=sections())
 
     @router.get("/service.js")
     def script() -> Response:

@@ -61,6 +61,7 @@ def test_a_job_from_the_form_to_its_end(tmp_path: Path) -> None:
         page.get_by_role("button", name="Log in").click()
         expect(page.get_by_text("There is no job yet.")).to_be_visible()
         page.get_by_text("New job").click()
+        page.get_by_text("How: cuts").click()
         submit(page, "/etc", "films-1")
         expect(page.locator("#said")).to_contain_text("/etc: not below any of the inputs that are allowed here")
         submit(page, str(tmp_path / "films"), "films-1")
