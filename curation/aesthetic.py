@@ -8,7 +8,8 @@ Both published formats are read, and told apart by their keys:
 The head works on L2-normalised embeddings of the CLIP model that it was trained on, and of no other: the linear ones
 exist for ViT-B/32, B/16 and L/14, the MLP for L/14. Contract of an aesthetic model:
 
-    name, takes ("embeddings" here, "frames" for `curation.niqe`), higher_is_better
+    name, takes ("embeddings" here, "frames" for `curation.niqe`)
+    score_name      the score that it gives, as `curation.schema` calls it: what is not the paper's has its own
     score(embeddings (N, d)) -> (N,) float32; raises CannotScore
 """
 
@@ -30,18 +31,19 @@ class LaionAesthetic:
     Args:
         weights: one file in a published format.
         device: ignored; a head costs nothing.
+        name: recorded with the column.
     """
 
     takes = "embeddings"
-    higher_is_better = True
+    score_name = "aesthetic"
 
-    def __init__(self, *, weights: Sequence[Path], device: str = "cpu") -> None:
+    def __init__(self, *, weights: Sequence[Path], device: str = "cpu", name: str | None = None) -> None:
         path = weights[0]
         self._layers = _layers(read_state(path), path)
         self.dimension = int(self._layers[0][0].shape[1])
         kind = "mlp" if len(self._layers) > 1 else "linear"
         # The publishers give no checksum, so the one found here says which file it was.
-        self.name = f"laion_{kind}_{self.dimension}d_{file_sha256(path)[:8]}"
+        self.name = name or f"laion_{kind}_{self.dimension}d@{file_sha256(path)[:8]}"
 
     def score(self, embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
         """(N,) scores of (N, d) CLIP image embeddings, about 1 (bad) to 10 (good).

@@ -27,13 +27,18 @@ Clip = tuple[NDArray[np.uint8], NDArray[np.floating[Any]]]
 
 
 class BatchedMotion:
-    """The part that all flow networks share. A subclass gives `_size` and `_flow`."""
+    """The part that all flow networks share. A subclass gives `_size` and `_flow`.
+
+    Args:
+        max_pairs: a longer clip is scored on so many pairs, spread evenly over it; None for all.
+    """
 
     name: str
     frame_short_side_px: int
 
-    def __init__(self, *, device: str, batch: int) -> None:
+    def __init__(self, *, device: str, batch: int, max_pairs: int | None = None) -> None:
         self._device = torch.device(device)
+        self._max_pairs = max_pairs
         self._batches = Batches(batch, self.name)
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
@@ -55,6 +60,7 @@ class BatchedMotion:
         """Score clips together; one that cannot be scored is its CannotScore and does not touch the others."""
         results: list[MotionScore | CannotScore | None] = [None] * len(clips)
         gaps: dict[int, NDArray[np.float64]] = {}
+        chosen: dict[int, list[int]] = {}
         by_size: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for index, (frames, times_s) in enumerate(clips):
             try:
@@ -63,15 +69,17 @@ class BatchedMotion:
                 results[index] = error
                 continue
             pairs = by_size.setdefault(frames.shape[1:], [])
-            pairs.extend((index, k) for k in range(len(frames) - 1))
+            chosen[index] = _spread(len(frames) - 1, self._max_pairs)
+            pairs.extend((index, k) for k in chosen[index])
         fields: dict[tuple[int, int], tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         for pairs in by_size.values():
             reduced = self._batches.map(lambda batch: self._reduced_flow(clips, batch), pairs)
             fields.update(zip(pairs, reduced, strict=True))
         for index, gap in gaps.items():
-            mine = [fields[index, k] for k in range(len(gap))]
+            mine = [fields[index, k] for k in chosen[index]]
+            flows, confidence = (np.stack([m[part] for m in mine]) for part in (0, 1))
             try:
-                results[index] = score_fields(np.stack([m[0] for m in mine]), gap, np.stack([m[1] for m in mine]))
+                results[index] = score_fields(flows, gap[chosen[index]], confidence)
             except CannotScore as error:
                 results[index] = error
         return [result for result in results if result is not None]
@@ -101,6 +109,13 @@ class BatchedMotion:
         if tuple(pictures.shape[2:]) != size:
             pictures = F.interpolate(pictures, size=size, mode="bilinear", antialias=True, align_corners=False)
         return pictures
+
+
+def _spread(count: int, most: int | None) -> list[int]:
+    """Numbers from 0 to count - 1: all, or `most` of them at even distances."""
+    if most is None or count <= most:
+        return list(range(count))
+    return [(2 * k + 1) * count // (2 * most) for k in range(most)]
 
 
 def _texture(pictures: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

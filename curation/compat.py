@@ -32,3 +32,29 @@ def ensure_torchvision() -> ModuleType:
     import torchvision
 
     return torchvision
+
+
+def ensure_coca_generation() -> None:
+    """Give open_clip's CoCa the names that it imports from transformers, one of which version 5 has no longer.
+
+    open_clip imports them together, and goes without any when `BeamSearchScorer` fails. Delete it, and
+    `curation.beam_scorer`, when open_clip's `generate` works with the pinned transformers.
+    """
+    ensure_torchvision()
+    import transformers
+    from open_clip import coca_model
+
+    from curation.beam_scorer import BeamSearchScorer
+
+    if coca_model._has_transformers:
+        return
+    for name in (
+        "LogitsProcessorList",
+        "MinLengthLogitsProcessor",
+        "RepetitionPenaltyLogitsProcessor",
+        "StoppingCriteriaList",
+        "MaxLengthCriteria",
+    ):
+        setattr(coca_model, name, getattr(transformers, name))
+    coca_model.BeamSearchScorer = BeamSearchScorer
+    coca_model._has_transformers = True

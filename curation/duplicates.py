@@ -6,7 +6,8 @@ which would not hold for connected components. The result depends on the set of 
 contract:
 
     clip_vectors(embeddings (N, F, D)) -> (N, D) unit vectors
-    near_duplicates(vectors, clip_ids, durations_s, threshold=...) -> one Duplicate or None per clip
+    near_duplicates(vectors, clip_ids, durations_s, threshold=...) -> one Neighbour per clip
+    threshold_of(model) -> cosine from which two clips are duplicates
 
 Exact, in blocks: 100,000 clips of 768 numbers need about 8e12 multiplications where few are duplicates, two minutes on
 2 cores, seconds on a GPU; memory is that of the vectors.
@@ -27,12 +28,27 @@ above it too, and are near-duplicates indeed. `clip` was not measured here: no p
 _BLOCK = 2048
 
 
-@dataclass(frozen=True)
-class Duplicate:
-    """The clip that is kept instead of this one, and the cosine between the two."""
+def threshold_of(model: str) -> float:
+    """The threshold for embeddings of this model, by the beginning of its name. Raises KeyError for an unknown one."""
+    for family, threshold in THRESHOLDS.items():
+        if model.startswith(family):
+            return threshold
+    raise KeyError(f"no threshold is known for embeddings of {model}")
 
-    of: str
+
+@dataclass(frozen=True)
+class Neighbour:
+    """The most alike clip among those that are kept before this one, and the cosine between the two.
+
+    Attributes:
+        of: its id; None for the first clip, which has none before it.
+        similarity: 0 where there is none.
+        duplicate: this clip is not kept, because that one is.
+    """
+
+    of: str | None
     similarity: float
+    duplicate: bool
 
 
 def clip_vectors(embeddings: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -48,8 +64,8 @@ def near_duplicates(
     *,
     threshold: float,
     device: str = "cpu",
-) -> list[Duplicate | None]:
-    """For each clip, what it duplicates, or None if it is kept.
+) -> list[Neighbour]:
+    """For each clip the most alike one that is kept before it, and whether it duplicates that one.
 
     Args:
         vectors: (N, D) unit vectors, for example from `clip_vectors`; float16 as stored is fine.
@@ -74,7 +90,7 @@ def near_duplicates(
         raise ValueError("vectors are not finite")
     order = sorted(range(count), key=lambda k: (-durations_s[k], clip_ids[k]))
     ordered = torch.from_numpy(np.asarray(vectors, np.float32)[order]).to(device)
-    found: list[Duplicate | None] = [None] * count
+    found: dict[int, Neighbour] = {}
     kept: list[int] = []  # positions in `order`
     kept_vectors = ordered.new_empty((0, ordered.shape[1]))
     for start in range(0, count, _BLOCK):
@@ -95,10 +111,11 @@ def near_duplicates(
                 column = fresh[int(np.argmax(inside[row, fresh]))]
                 if inside[row, column] > value:
                     value, target = float(inside[row, column]), start + column
-            if target >= 0 and value >= threshold:
-                found[order[start + row]] = Duplicate(clip_ids[order[target]], min(1.0, value))
-            else:
+            duplicate = target >= 0 and value >= threshold
+            of, likeness = (clip_ids[order[target]], min(1.0, value)) if target >= 0 else (None, 0.0)
+            found[order[start + row]] = Neighbour(of, likeness, duplicate)
+            if not duplicate:
                 fresh.append(row)
         kept += [start + row for row in fresh]
         kept_vectors = torch.cat([kept_vectors, block[fresh]])
-    return found
+    return [found[index] for index in range(count)]

@@ -3,18 +3,23 @@
 Frames are those that were decoded for motion (2 fps, any size). Stage contract:
 
     find_flaws(frames (N, H, W[, 3]) uint8) -> Flaws; raises CannotScore
+    flaw_columns(frames) -> the columns of a clip's row
 
 Units: shares of time (`black`, `frozen`) and of the frame (`Crop`), so that nothing depends on the size of the frames.
 """
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from curation.errors import CannotScore
+
+NAME = "flaws"
+_SCORES = ("black", "frozen", "picture_area")
 
 # ffmpeg's blackdetect calls a pixel black at 10 % of the luma range, and a picture at 98 % black pixels.
 BLACK_LEVEL = 26
@@ -81,6 +86,24 @@ def find_flaws(frames: NDArray[np.uint8]) -> Flaws:
     change = [float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(grey)]
     frozen = float(np.mean(np.array(change) < FROZEN_BELOW)) if change else 0.0
     return Flaws(black=float(black.mean()), frozen=frozen, crop=_crop(grey[~black]))
+
+
+def flaw_columns(frames: NDArray[np.uint8]) -> dict[str, Any]:
+    """The columns `black`, `frozen`, `picture_area` and `crop_*` for the frames of one clip at 2 fps, or the errors."""
+    try:
+        flaws = find_flaws(frames)
+    except CannotScore as error:
+        return no_flaws(error.reason)
+    crop = flaws.crop
+    columns: dict[str, Any] = {f"{name}_model": NAME for name in _SCORES}
+    columns |= {"black": flaws.black, "picture_area": crop.area, "crop_left": crop.left, "crop_top": crop.top}
+    columns |= {"crop_right": crop.right, "crop_bottom": crop.bottom}
+    return columns | ({"frozen": flaws.frozen} if len(frames) > 1 else {"frozen_error": "too_short"})
+
+
+def no_flaws(reason: str) -> dict[str, Any]:
+    """The columns of a clip whose frames cannot be had."""
+    return {f"{name}_model": NAME for name in _SCORES} | {f"{name}_error": reason for name in _SCORES}
 
 
 def _crop(grey: NDArray[np.uint8]) -> Crop:

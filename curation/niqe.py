@@ -32,7 +32,7 @@ class NiqeQuality:
 
     name = "niqe"
     takes = "frames"
-    higher_is_better = False
+    score_name = "niqe"
     frame_short_side_px = 480
 
     def __init__(self, *, weights: Sequence[Path] | None = None, device: str = "cpu") -> None:

@@ -28,6 +28,7 @@ class RaftMotion(BatchedMotion):
         weights: one file with torchvision's state dict.
         size: `large` or `small`.
         updates: refinement steps (torchvision's default).
+        name: recorded with the column.
         batch: pairs per call; about 0.3 GB of GPU memory each for the large model.
     """
 
@@ -41,11 +42,12 @@ class RaftMotion(BatchedMotion):
         device: str = "cpu",
         batch: int = 8,
         updates: int = 12,
+        name: str | None = None,
     ) -> None:
         ensure_torchvision()
         from torchvision.models import optical_flow
 
-        self.name = f"raft_{size}"
+        self.name = name or f"raft_{size}"
         super().__init__(device=device, batch=batch)
         make = optical_flow.raft_large if size == "large" else optical_flow.raft_small
         network = make(weights=None)

@@ -49,6 +49,10 @@ class Implementation:
         options: keyword arguments that make this implementation of the class.
         local_files: what a folder named by the user instead of `weights` must hold.
         works_on: for a head on embeddings, the implementations of `similarity` whose embeddings it was trained on.
+        source_frames: it looks at frames no larger than those that travel with a clip (128 px, 2 fps), so the clip need
+            not be decoded again.
+        batched: it takes `batch`, how many items go into one call of the network.
+        gpu: it runs on a GPU where its worker has one.
     """
 
     role: str
@@ -59,14 +63,18 @@ class Implementation:
     options: Mapping[str, Any] = field(default_factory=dict)
     local_files: tuple[str, ...] = ()
     works_on: tuple[str, ...] = ()
+    source_frames: bool = False
+    batched: bool = True
+    gpu: bool = True
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An implementation with the weights that this job uses."""
+    """An implementation with the weights that this job uses, and the batch where the job gives one."""
 
     implementation: Implementation
     weights: tuple[Weights, ...]
+    batch: int | None = None
 
     @property
     def role(self) -> str:
@@ -97,9 +105,16 @@ _ALL = (
         "curation.text_area:CraftTextArea",
         (packaged.CRAFT,),
         "CRAFT (Baek et al. 2019), EasyOCR's weights",
+        batched=False,
     ),
     Implementation(
-        "text", "ppocr", "curation.text_area:PPOCRTextArea", (packaged.PP_OCR_DETECTOR,), "PP-OCRv6 small detector"
+        "text",
+        "ppocr",
+        "curation.text_area:PPOCRTextArea",
+        (packaged.PP_OCR_DETECTOR,),
+        "PP-OCRv6 small detector",
+        batched=False,
+        gpu=False,
     ),
     Implementation(
         "flow",
@@ -107,6 +122,7 @@ _ALL = (
         "curation.rife:RifeMotion",
         (packaged.RIFE,),
         "flow of the frame interpolator RIFE 4.0 (not RAFT)",
+        source_frames=True,
     ),
     Implementation(
         "flow",
@@ -141,6 +157,14 @@ _ALL = (
         options={"size": "small"},
     ),
     Implementation(
+        "flow",
+        "farneback_torch",
+        "curation.farneback_torch:FarnebackTorchMotion",
+        (),
+        "Farneback as torch code, for a GPU: the flow of motion.coarse, not a learned one",
+        source_frames=True,
+    ),
+    Implementation(
         "similarity",
         "conse",
         "curation.conse:ConseSimilarity",
@@ -163,6 +187,7 @@ _ALL = (
         ),
         "CLIP ViT-L/14 by OpenAI, through open_clip",
         options={"architecture": "ViT-L-14-quickgelu"},
+        local_files=_CLIP_LOCAL,
     ),
     Implementation(
         "similarity",
@@ -171,6 +196,7 @@ _ALL = (
         (HubWeights("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", _CLIP_FILES, None, "MIT"),),
         "CLIP ViT-H/14 by LAION, through open_clip",
         options={"architecture": "ViT-H-14"},
+        local_files=_CLIP_LOCAL,
     ),
     Implementation(
         "aesthetic",
@@ -178,6 +204,8 @@ _ALL = (
         "curation.niqe:NiqeQuality",
         (packaged.NIQE,),
         "NIQE (no-reference quality; lower is better)",
+        batched=False,
+        gpu=False,
     ),
     Implementation(
         "aesthetic",
@@ -194,6 +222,8 @@ _ALL = (
         ),
         "LAION's linear aesthetic head on CLIP ViT-L/14 embeddings",
         works_on=("clip_vit_l14_openai",),
+        batched=False,
+        gpu=False,
     ),
     Implementation(
         "aesthetic",
@@ -211,9 +241,16 @@ _ALL = (
         ),
         "LAION's improved aesthetic head (MLP) on CLIP ViT-L/14 embeddings",
         works_on=("clip_vit_l14_openai",),
+        batched=False,
+        gpu=False,
     ),
     Implementation(
-        "nsfw", "open_nsfw", "curation.nsfw:OpenNsfw", (packaged.OPEN_NSFW,), "Yahoo's Open-NSFW (ResNet-50, 2016)"
+        "nsfw",
+        "open_nsfw",
+        "curation.nsfw:OpenNsfw",
+        (packaged.OPEN_NSFW,),
+        "Yahoo's Open-NSFW (ResNet-50, 2016)",
+        gpu=False,
     ),
     Implementation(
         "caption_spatial",
@@ -222,6 +259,7 @@ _ALL = (
         (HubWeights("laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", _CLIP_FILES, 4 * 638_450_177, "MIT"),),
         "CoCa ViT-L/14, fine-tuned on MS-COCO, through open_clip",
         options={"architecture": "coca_ViT-L-14"},
+        local_files=_CLIP_LOCAL,
     ),
     Implementation(
         "caption_temporal",
@@ -290,35 +328,41 @@ NO_MODEL: dict[str, dict[str, str]] = {
 }
 
 
-def choose(profile: str, overrides: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Choice]:
+_KEYS = ("implementation", "weights", "revision", "batch")
+
+
+def choose(profile: str, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Choice]:
     """The choice for every role that the profile, or an override, has a model for.
 
     Args:
-        profile: `offline` or `paper`.
+        profile: `offline` or `paper`; `off` has no models but those of the overrides.
         overrides: per role: `implementation` (a name from IMPLEMENTATIONS, or `off`), `weights` (a path that replaces
-            the published ones), `revision` (of a hub repository).
+            the published ones), `revision` (of a hub repository), `batch` (items per call of the network).
 
     Raises:
         ValueError: an unknown profile, role, implementation or key; the message lists the known ones.
     """
-    if profile not in PROFILES:
+    if profile not in PROFILES and profile != "off":
         raise ValueError(f"no profile is called {profile!r}; known: {', '.join(PROFILES)}")
-    asked = {role: {"implementation": name} for role, name in PROFILES[profile].items()}
+    asked: dict[str, dict[str, Any]] = {
+        role: {"implementation": name} for role, name in PROFILES.get(profile, {}).items()
+    }
     for role, wanted in (overrides or {}).items():
         if role not in ROLES:
             raise ValueError(f"no role is called {role!r}; known: {', '.join(ROLES)}")
         for key in wanted:
-            if key not in ("implementation", "weights", "revision"):
-                raise ValueError(f"{role}: unknown key {key!r}; known: implementation, weights, revision")
+            if key not in _KEYS:
+                raise ValueError(f"{role}: unknown key {key!r}; known: {', '.join(_KEYS)}")
         asked[role] = {**asked.get(role, {}), **wanted}
-    return {
-        role: _choice(role, wanted)
-        for role, wanted in asked.items()
-        if wanted.get("implementation") not in ("off", None)
-    }
+        if "implementation" not in asked[role]:
+            raise ValueError(
+                f"{role}: profile {profile} has no model for it; name an implementation: "
+                f"{', '.join(IMPLEMENTATIONS[role])}"
+            )
+    return {role: _choice(role, wanted) for role, wanted in asked.items() if wanted["implementation"] != "off"}
 
 
-def _choice(role: str, wanted: Mapping[str, str]) -> Choice:
+def _choice(role: str, wanted: Mapping[str, Any]) -> Choice:
     name = wanted["implementation"]
     if name not in IMPLEMENTATIONS[role]:
         raise ValueError(
@@ -334,7 +378,10 @@ def _choice(role: str, wanted: Mapping[str, str]) -> Choice:
         chosen = tuple(
             replace(each, revision=wanted["revision"]) if isinstance(each, HubWeights) else each for each in chosen
         )
-    return Choice(implementation, chosen)
+    batch = wanted.get("batch")
+    if batch is not None and not implementation.batched:
+        raise ValueError(f"{role}: {name} has no batch")
+    return Choice(implementation, chosen, batch)
 
 
 def check(choices: Mapping[str, Choice]) -> list[Report]:
@@ -347,16 +394,15 @@ def check(choices: Mapping[str, Choice]) -> list[Report]:
         works_on = choice.implementation.works_on
         if works_on and similarity not in works_on:
             name, wanted = choice.implementation.name, " or ".join(works_on)
-            problems.append(f"{role}: {name} reads the embeddings of {wanted}; models.similarity is {similarity}")
+            problems.append(f"{role}: {name} reads the embeddings of {wanted}; models.roles.similarity is {similarity}")
         for each in choice.weights:
             try:
                 found.append(each.path())
             except WeightsUnavailable as error:
                 found.append(None)
                 problems.append(f"{role}: {choice.implementation.name}: {error}{_way_out(choice, each)}")
-        reports.append(
-            Report(role, choice.implementation.name, choice.weights, tuple(found), "; ".join(problems) or None)
-        )
+        problem = "; ".join(problems) or None
+        reports.append(Report(role, choice.implementation.name, choice.weights, tuple(found), problem))
     return reports
 
 
@@ -364,20 +410,35 @@ def _way_out(choice: Choice, each: Weights) -> str:
     if isinstance(each, PackagedWeights):
         return ""  # the message has its install command already
     if isinstance(each, LocalWeights):
-        return f"; correct models.{choice.role}.weights"
+        return f"; correct models.roles.{choice.role}"
+    revision = f" --revision {each.revision}" if isinstance(each, HubWeights) and each.revision != "main" else ""
     return (
-        f"; run: clipmill models pull --role {choice.role} --implementation {choice.implementation.name}, "
-        f"or name a path (models.{choice.role}.weights), or turn the role off"
+        f"; run: clipmill models pull --role {choice.role} --implementation {choice.implementation.name}{revision}, "
+        f"or name a path (models.roles.{choice.role}.weights), or turn the role off"
     )
 
 
 def load(choice: Choice, *, device: str = "cpu", **options: Any) -> Any:
     """Build the object that plays the role. See the class for its methods.
 
+    Its `name`, which is recorded with every score, says which weights these are: packaged ones are known by the name of
+    the implementation, all others add the commit on the hub, or the beginning of the file's SHA-256.
+
     Raises:
         WeightsUnavailable: a file is missing or is not the expected one.
     """
-    module, name = choice.implementation.loads.split(":")
+    implementation = choice.implementation
+    module, name = implementation.loads.split(":")
     paths = [each.path() for each in choice.weights]
     make = getattr(importlib.import_module(module), name)
-    return make(weights=paths, device=device, **{**choice.implementation.options, **options})
+    arguments: dict[str, Any] = {**implementation.options, **options}
+    if choice.batch is not None:
+        arguments["batch"] = choice.batch
+    versions = [
+        each.version(path)
+        for each, path in zip(choice.weights, paths, strict=True)
+        if not isinstance(each, PackagedWeights)
+    ]
+    if versions:
+        arguments["name"] = f"{implementation.name}@{versions[0]}"
+    return make(weights=paths, device=device if implementation.gpu else "cpu", **arguments)

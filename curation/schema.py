@@ -5,8 +5,9 @@ Exactly one of value and error is set once a stage has looked at a clip; neither
 gate stopped the clip before it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -37,9 +38,30 @@ class Score:
 
 SCORES: tuple[Score, ...] = (
     Score("motion.coarse", "number", "px of the 16-px field per 0.5 s", "mean magnitude of coarse optical flow"),
+    Score("motion.flow", "number", "px of the 16-px field per 0.5 s", "mean magnitude of learned optical flow"),
     Score("camera", "label", "", "static, horizontal, vertical, zooming, rotating or complex"),
     Score("text_area", "per_frame", "share of the frame", "area of the union of text boxes"),
+    Score("watermark", "number", "share of the frame", "text that stays at one place while the picture changes"),
+    Score("aesthetic", "per_frame", "points, about 1 to 10", "how good the frame looks"),
+    Score("niqe", "per_frame", "distance", "NIQE: how far the frame is from pristine photographs; lower is better"),
+    Score("nsfw", "per_frame", "probability", "the frame is not safe for work"),
+    Score("similarity", "per_frame", "cosine", "the frame and the caption that goes with the clip (`CAPTIONS`)"),
+    Score("similarity.spatial", "per_frame", "cosine", "the frame and the caption of the middle frame"),
+    Score("similarity.temporal", "per_frame", "cosine", "the frame and the caption of the whole clip"),
+    Score("near_duplicate", "number", "cosine", "likeness to the most alike clip that is kept before this one"),
+    Score("black", "number", "share of the frames", "black frames at 2 fps"),
+    Score("frozen", "number", "share of the time", "pairs of frames 0.5 s apart without any change"),
+    Score("picture_area", "number", "share of the frame", "picture inside the bars of a letterbox; 1 without bars"),
 )
+
+CAPTIONS = ("merged", "spatial", "temporal")
+"""The captions that a clip can have, as `caption_<kind>`. The first one that is there goes with the clip (its `.txt` in
+a shard). Of the paper's two captioners the spatial one came out better (appendix E.2.2)."""
+
+
+def clip_caption(row: Mapping[str, Any]) -> str | None:
+    """The caption that goes with a clip, from its row."""
+    return next((row[f"caption_{kind}"] for kind in CAPTIONS if row.get(f"caption_{kind}")), None)
 
 
 def score(name: str) -> Score:
@@ -91,6 +113,30 @@ CLIPS: pa.Schema = _table(
         _field("flow_curl", pa.float32(), "curl of the global fit", "1 per 0.5 s"),
         _field("flow_residual", pa.float32(), "mean flow left after the global fit", "px of the 16-px field per 0.5 s"),
         *[field for each in SCORES for field in each.fields()],
+        _field("crop_left", pa.float32(), "left edge of the picture inside its bars", "share of the width"),
+        _field("crop_top", pa.float32(), "top edge of the picture inside its bars", "share of the height"),
+        _field("crop_right", pa.float32(), "right edge of the picture inside its bars", "share of the width"),
+        _field("crop_bottom", pa.float32(), "bottom edge of the picture inside its bars", "share of the height"),
+        *[
+            field
+            for kind, doc in (
+                ("spatial", "caption of the middle frame"),
+                ("temporal", "caption of the whole clip"),
+                ("merged", "both captions in one"),
+            )
+            for field in (
+                _field(f"caption_{kind}", pa.string(), doc),
+                _field(f"caption_{kind}_error", pa.string(), f"why there is no {kind} caption"),
+                _field(f"caption_{kind}_model", pa.string(), f"what wrote the {kind} caption"),
+            )
+        ],
+        _field("merge_fallback", pa.string(), "why the merged caption is one of the two; null if it was merged"),
+        _field(
+            "embedding", pa.list_(pa.float16()), "image embeddings of first, middle and last frame, one after another"
+        ),
+        _field("embedding_error", pa.string(), "why there is no embedding"),
+        _field("embedding_model", pa.string(), "what made the embeddings"),
+        _field("duplicate_of", pa.string(), "clip_id of the clip that is kept instead of this one"),
     ]
 )
 
@@ -122,6 +168,9 @@ SOURCES: pa.Schema = _table(
         _field("cuts_s", pa.float64(), "processor time of cut detection", "s"),
         _field("clips_s", pa.float64(), "processor time of clipping", "s"),
         _field("scores_s", pa.float64(), "processor time of the frame scores", "s"),
+        _field("flow_s", pa.float64(), "processor time of learned flow; null where it was off", "s"),
+        _field("images_s", pa.float64(), "processor time of the models of frames; null where they were off", "s"),
+        _field("captions_s", pa.float64(), "processor time of captions; null where they were off", "s"),
         _field("text_s", pa.float64(), "processor time of text detection; null where it was off", "s"),
     ]
 )

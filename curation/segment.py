@@ -29,17 +29,21 @@ class FinishedClip:
         data: the mp4 file.
         thumbnail: a JPEG of the middle frame; empty when that frame could not be decoded.
         frames: first, middle and last frame, (H, W, 3) RGB uint8, where a later stage needs them; else empty.
+        small: the frames of the 2 fps grid, (N, h, w, 3) RGB uint8, and their times in seconds (N,), where a later
+            stage needs them; else None.
     """
 
     row: dict[str, Any]
     data: bytes | memoryview
     thumbnail: bytes | memoryview
     frames: list[np.ndarray] = field(default_factory=list)
+    small: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that the clip holds in memory."""
-        return len(self.data) + len(self.thumbnail) + sum(frame.nbytes for frame in self.frames)
+        pictures = sum(frame.nbytes for frame in self.frames) + (0 if self.small is None else self.small[0].nbytes)
+        return len(self.data) + len(self.thumbnail) + pictures
 
 
 @dataclass

@@ -19,6 +19,7 @@ import numpy as np
 from curation.clips import Clip, ClipFailure, ClipSpan, Mode, cut_clips, plan
 from curation.cuts import Cut, CutDetector, detector
 from curation.errors import CannotDecode, CannotScore
+from curation.flaws import flaw_columns, no_flaws
 from curation.frames import FilmFrames
 from curation.identity import clip_id, source_id
 from curation.motion import CoarseMotion
@@ -29,7 +30,9 @@ from curation.segment import FinishedClip, Segment
 
 MOTION_FPS = 2.0
 THUMBNAIL_SHORT_SIDE_PX = 180
-TEXT_SHORT_SIDE_PX = 480  # the text detectors reduce frames to at most 640x384 themselves
+KEY_SHORT_SIDE_PX = 480  # the text detectors reduce frames to at most 640x384, image encoders to 224 or 336
+SMALL_SHORT_SIDE_PX = 128  # twice what Farneback looks at, and what the packaged learned flow looks at
+_SMALL_CACHE_BYTES = 640 << 20  # the 2 fps frames of an hour of 16:9
 _CLIPS_AT_ONCE, _BYTES_AT_ONCE = 8, 64 << 20
 """Clips whose frames are asked for in one pass: up to 24 frames of 854x480 are 30 MB."""
 
@@ -40,7 +43,8 @@ class SourceSettings:
 
     Attributes:
         gates: rules with absolute bounds on the scores of this stage; a clip that breaks one skips the later stages.
-        text_frames: keep first, middle and last frame of each clip for the text stage.
+        key_frames: keep first, middle and last frame of each clip for the stages that look at frames.
+        small_frames: keep the 2 fps frames of each clip for the learned flow.
         segment_bytes, segment_clips: a segment is closed when it holds this much.
     """
 
@@ -50,7 +54,8 @@ class SourceSettings:
     max_s: float = 20.0
     motion: bool = True
     gates: Sequence[Rule] = ()
-    text_frames: bool = False
+    key_frames: bool = False
+    small_frames: bool = False
     segment_bytes: int = 64 << 20
     segment_clips: int = 64
 
@@ -107,7 +112,7 @@ class SourceStage:
             known |= _properties(info)
             note = _check(info)
         with clock("cuts_s"):
-            frames = FilmFrames(info)
+            frames = FilmFrames(info, small_short_side_px=SMALL_SHORT_SIDE_PX, cache_bytes=_SMALL_CACHE_BYTES)
             cuts = self._detector.detect(info, frames)
             known["hard_cuts"] = sum(cut.kind == "hard" for cut in cuts)
             known["gradual_cuts"] = sum(cut.kind == "gradual" for cut in cuts)
@@ -166,50 +171,54 @@ class SourceStage:
         """Rows, thumbnails and frames of a few consecutive clips, from one forward pass over their stretch of film."""
         chosen = self.settings
         grids = [frames.grid(MOTION_FPS, clip.span.start_pts, clip.span.end_pts) for clip in clips]
-        wanted = [_key_pts(info, clip.span) if chosen.text_frames else [_middle_pts(info, clip.span)] for clip in clips]
+        wanted = [_key_pts(info, clip.span) if chosen.key_frames else [_middle_pts(info, clip.span)] for clip in clips]
         full_pts = sorted({pts for each in wanted for pts in each})
-        short_side = TEXT_SHORT_SIDE_PX if chosen.text_frames else THUMBNAIL_SHORT_SIDE_PX
+        short_side = KEY_SHORT_SIDE_PX if chosen.key_frames else THUMBNAIL_SHORT_SIDE_PX
         motion_pts = np.unique(np.concatenate(grids)) if self._motion and grids else np.zeros(0, np.int64)
         broken: CannotDecode | None = None
         pictures: dict[int, np.ndarray] = {}
         try:
-            frames.prefetch(motion_pts, full_pts, short_side, loop_filter=chosen.text_frames)
+            frames.prefetch(motion_pts, full_pts, short_side, loop_filter=chosen.key_frames)
             pictures = dict(frames.full(full_pts, short_side_px=short_side))
         except CannotDecode as error:
             broken = error
         finished = []
         for clip, grid, keys in zip(clips, grids, wanted, strict=True):
             row = _clip_row(uri, info, source, chosen.mode, clip)
+            small = None
             if self._motion:
-                row |= self._motion_columns(info, frames, grid, broken)
+                columns, small = self._motion_columns(info, frames, grid, broken)
+                row |= columns
             row["gate"] = _gate(row, chosen.gates)
             shown = [pictures[pts] for pts in keys if pts in pictures]
             middle = pictures.get(_middle_pts(info, clip.span))
-            keep = shown if chosen.text_frames and row["gate"] is None and len(shown) == len(keys) else []
-            finished.append(FinishedClip(row, clip.data, b"" if middle is None else _jpeg(middle), keep))
+            keep = shown if chosen.key_frames and row["gate"] is None and len(shown) == len(keys) else []
+            if not chosen.small_frames or row["gate"] is not None:
+                small = None
+            finished.append(FinishedClip(row, clip.data, b"" if middle is None else _jpeg(middle), keep, small))
         return finished
 
     def _motion_columns(
         self, info: VideoInfo, frames: FilmFrames, grid: np.ndarray, broken: CannotDecode | None
-    ) -> dict[str, Any]:
+    ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
+        """The columns that come from a clip's 2 fps frames, and these frames with their times in seconds."""
         assert self._motion is not None
-        model = {"motion_coarse_model": self._motion.name, "camera_model": self._motion.name}
+        columns: dict[str, Any] = {"motion_coarse_model": self._motion.name, "camera_model": self._motion.name}
+        small: tuple[np.ndarray, np.ndarray] | None = None
         try:
             if broken is not None:
-                raise CannotScore(broken.reason, str(broken))
-            used, small = frames.small(grid)
-            scored = self._motion.score(small, (used - info.pts[0]) * float(info.time_base))
+                raise broken
+            used, pictures = frames.small(grid)
+            small = pictures, (used - info.pts[0]) * float(info.time_base)
+            columns |= flaw_columns(pictures)
+            scored = self._motion.score(*small)
         except (CannotScore, CannotDecode) as error:
-            return model | {"motion_coarse_error": error.reason, "camera_error": error.reason}
-        return model | {
-            "motion_coarse": scored.score,
-            "camera": scored.camera,
-            "flow_dx": scored.mean_dx,
-            "flow_dy": scored.mean_dy,
-            "flow_divergence": scored.divergence,
-            "flow_curl": scored.curl,
-            "flow_residual": scored.residual,
-        }
+            if small is None:
+                columns |= no_flaws(error.reason)
+            return columns | {"motion_coarse_error": error.reason, "camera_error": error.reason}, small
+        columns |= {"motion_coarse": scored.score, "camera": scored.camera}
+        columns |= {"flow_dx": scored.mean_dx, "flow_dy": scored.mean_dy, "flow_divergence": scored.divergence}
+        return columns | {"flow_curl": scored.curl, "flow_residual": scored.residual}, small
 
 
 class _Clock:

@@ -1,76 +1,47 @@
-"""The text stage: the text area of every clip of a segment, from its first, middle and last frame."""
+"""The text stage: text area and watermark of every clip, from the text boxes of its first, middle and last frame."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from curation.errors import CannotScore
-from curation.segment import FinishedClip, Segment
+from curation.segment import FinishedClip
+from curation.stages import per_clip
+from curation.text_area import Polygon, union_ratio
+from curation.watermark import watermark_columns
 
 
-class TextArea(Protocol):
-    """What measures text: see `curation.text_area`."""
+class TextDetector(Protocol):
+    """What finds text: see `curation.text_area`."""
 
     name: str
 
-    def ratio(self, frames: Sequence[np.ndarray]) -> np.ndarray:
-        """Share of each frame under text, (len(frames),). Raises CannotScore."""
+    def detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
+        """Text boxes of each frame. Raises CannotScore."""
 
 
 class TextStage:
-    """Fills `text_area` in, and drops the frames, which nothing needs any longer."""
+    """Fills `text_area` and `watermark` in."""
 
-    def __init__(self, measure: TextArea, *, batch: int = 12) -> None:
+    def __init__(self, detector: TextDetector, *, batch: int = 12) -> None:
         """`batch`: frames per call of the detector; frames of several clips go together."""
-        self._measure = measure
+        self._detector = detector
         self._batch = batch
+        self.models = {"text_area": detector.name, "watermark": detector.name}
 
-    def apply(self, segment: Segment) -> Segment:
-        """Score every clip that no gate has stopped, in place."""
-        waiting = [clip for clip in segment.clips if clip.row.get("gate") is None]
-        for clip in waiting:
-            clip.row["text_area_model"] = self._measure.name
-            if not clip.frames:
-                clip.row["text_area_error"] = "no_frames"
-        seen = [clip for clip in waiting if clip.frames]
-        frames = [frame for clip in seen for frame in clip.frames]
-        try:
-            parts = [self._measure.ratio(frames[k : k + self._batch]) for k in range(0, len(frames), self._batch)]
-            ratios = np.concatenate(parts) if parts else np.zeros(0)
-            at = 0
-            for clip in seen:
-                clip.row["text_area"] = [float(ratio) for ratio in ratios[at : at + len(clip.frames)]]
-                at += len(clip.frames)
-        except CannotScore:
-            for clip in seen:  # one of them cannot be measured; find out which
-                self._apply_alone(clip)
-        for clip in segment.clips:
-            clip.frames = []
-        return segment
+    def apply(self, clips: Sequence[FinishedClip]) -> None:
+        """Fill in the columns of every clip."""
+        for index, boxes in per_clip(self._detect, clips).items():
+            row, frames = clips[index].row, clips[index].frames
+            row |= {f"{column}_model": model for column, model in self.models.items()}
+            if isinstance(boxes, str):
+                row |= {f"{column}_error": boxes for column in self.models}
+            else:
+                areas = [union_ratio(found, *frame.shape[:2]) for found, frame in zip(boxes, frames, strict=True)]
+                row["text_area"] = [float(area) for area in areas]
+                row |= watermark_columns(frames, boxes)
 
-    def give_up(self, segment: Segment, reason: str) -> None:
-        """Record that the clips that wait for a score get none, and why."""
-        for clip in segment.clips:
-            clip.frames = []
-            if clip.row.get("gate") is None and clip.row.get("text_area") is None:
-                clip.row |= {"text_area_error": reason, "text_area_model": self._measure.name}
-
-    def _apply_alone(self, clip: FinishedClip) -> None:
-        try:
-            clip.row["text_area"] = [float(ratio) for ratio in self._measure.ratio(clip.frames)]
-        except CannotScore as error:
-            clip.row["text_area_error"] = error.reason
-
-
-def text_area(implementation: str, *, device: str = "cpu", threads: int = 1) -> TextArea:
-    """The detector called `implementation`: craft or ppocr (on the CPU only).
-
-    Raises:
-        curation.weights.WeightsUnavailable: its weights are not there.
-    """
-    from curation.text_area import CraftTextArea, PPOCRTextArea
-
-    if implementation == "craft":
-        return CraftTextArea(device=device, threads=threads)
-    return PPOCRTextArea(threads=threads)
+    def _detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
+        batches = [self._detector.detect(frames[k : k + self._batch]) for k in range(0, len(frames), self._batch)]
+        return [boxes for batch in batches for boxes in batch]

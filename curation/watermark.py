@@ -5,10 +5,12 @@ in the scene moves with the scene; a logo or a station's name does not. In a sho
 told apart, and that is an error, not a number. Stage contract:
 
     watermark_ratio(frames, boxes) -> float, share of the frame under lasting text; raises CannotScore
+    watermark_columns(frames, boxes) -> value or error, as columns of a clip's row
 """
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,6 +67,14 @@ def watermark_ratio(frames: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequenc
         raise CannotScore("still", "nothing moves: text in the scene and a watermark look the same")
     # What is reported is not grown: where at least half of the frames have a box.
     return float((kept.astype(bool) & (2 * np.sum(exact, axis=0) >= len(exact))).mean())
+
+
+def watermark_columns(frames: Sequence[NDArray[np.uint8]], boxes: Sequence[Sequence[Polygon]]) -> dict[str, Any]:
+    """`watermark`, or `watermark_error`."""
+    try:
+        return {"watermark": watermark_ratio(frames, boxes)}
+    except CannotScore as error:
+        return {"watermark_error": error.reason}
 
 
 def _mask(polygons: Sequence[Polygon], size: tuple[int, int], scale: float) -> NDArray[np.uint8]:

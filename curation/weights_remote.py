@@ -5,6 +5,7 @@ and how is it had. Nothing here downloads unless `pull` is called.
 """
 
 import hashlib
+import json
 import os
 import urllib.request
 from collections.abc import Callable
@@ -52,6 +53,10 @@ class UrlWeights:
         """Path after comparing the checksum. Raises WeightsUnavailable."""
         return checked(self.locate(), self.sha256)
 
+    def version(self, path: Path) -> str:
+        """Which file it is: the beginning of its SHA-256."""
+        return file_sha256(path)[:8]
+
     def pull(self, progress: Progress | None = None) -> Path:
         """Download; the file appears under its name only when it is whole and has the right checksum.
 
@@ -90,7 +95,7 @@ class HubWeights:
 
     Attributes:
         repo: `owner/name`.
-        files: names or patterns of the files that are needed; any one with a plain name proves that a copy is there.
+        files: names or patterns of the files that are needed; one with a plain name leads to the copy that is there.
         revision: branch, tag or commit; the commit that was found is part of the model's name.
     """
 
@@ -108,10 +113,14 @@ class HubWeights:
         for name in names:
             found = try_to_load_from_cache(self.repo, name, revision=self.revision)
             if isinstance(found, str):
-                return Path(found).parent
+                return _complete(Path(found).parent)
         raise WeightsUnavailable(f"{self.repo}@{self.revision} ({' or '.join(names)}) is not in the hub's cache here")
 
     path = locate  # the hub's cache is addressed by content already
+
+    def version(self, path: Path) -> str:
+        """The commit: the hub's cache names a snapshot's folder after it."""
+        return path.name[:12]
 
     def pull(self, progress: Progress | None = None) -> Path:
         """Download the snapshot; the hub's own progress bars are shown. Raises WeightsUnavailable."""
@@ -156,9 +165,40 @@ class LocalWeights:
             for name in self.files:
                 if not any(path.glob(name)):
                     raise WeightsUnavailable(f"{path} holds no {name}")
+            _complete(path)
         return path
 
     path = locate
+
+    def version(self, path: Path) -> str:
+        """`local-` and the beginning of a SHA-256: of the file, or of the names and hashes of a folder's files."""
+        if path.is_file():
+            return f"local-{file_sha256(path)[:8]}"
+        files = sorted(each for each in path.iterdir() if each.is_file())
+        listed = "".join(f"{each.name} {file_sha256(each)}\n" for each in files)
+        return f"local-{hashlib.sha256(listed.encode()).hexdigest()[:8]}"
+
+
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+
+
+def _complete(folder: Path) -> Path:
+    """`folder`, if it holds weights, all of them where an index lists them. Raises WeightsUnavailable."""
+    names = {each.name for each in folder.iterdir()}
+    for name in sorted(name for name in names if name.endswith(".index.json")):
+        kind = name.removesuffix(".index.json").rpartition(".")[2]
+        if not any(other.endswith(f".{kind}") for other in names) and any(
+            other.endswith(_WEIGHT_SUFFIXES) for other in names
+        ):
+            continue  # the index of a format that was left out, because the other one is here
+        listed = set(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(listed - names):
+            raise WeightsUnavailable(f"{folder} lacks {missing[0]} ({len(missing)} of {len(listed)} files of weights)")
+    if not any(name.endswith(_WEIGHT_SUFFIXES) for name in names):
+        raise WeightsUnavailable(
+            f"{folder} holds no weights (no file {' or '.join('*' + s for s in _WEIGHT_SUFFIXES)})"
+        )
+    return folder
 
 
 def checked(path: Path, sha256: str) -> Path:

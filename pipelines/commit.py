@@ -12,7 +12,7 @@ matter: `finish_compaction`, called first by every run, carries on.
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import merge
 from typing import Any
@@ -25,7 +25,7 @@ from curation.segment import parquet_bytes
 from curation.source import failed_row
 from pipelines.dataset import COMPACTION, NEXT, Dataset
 
-TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "text_s")
+TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "flow_s", "images_s", "captions_s", "text_s")
 ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions of clips reads few large pieces
 
 
@@ -33,7 +33,7 @@ ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions o
 class _Pending:
     """A source on its way: which segments are stored, and the report once it is in."""
 
-    stored: dict[int, float | None] = field(default_factory=dict)  # segment -> processor seconds of its text stage
+    stored: dict[int, dict[str, float]] = field(default_factory=dict)  # segment -> processor seconds of its stages
     report: dict[str, Any] | None = None
 
 
@@ -52,9 +52,10 @@ class Committer:
         live = [name for name in dataset.part_files("sources") if name.startswith("part-live-")]
         self._next_part = 1 + max((int(name[len("part-live-") : -len(".parquet")]) for name in live), default=-1)
 
-    def receipt(self, uri: str, index: int, text_s: float | None = None) -> dict[str, Any] | None:
-        """A segment is stored. Returns the source's row if that completes it."""
-        self._pending.setdefault(uri, _Pending()).stored[index] = text_s
+    def receipt(self, uri: str, index: int, timings: dict[str, float] | None = None) -> dict[str, Any] | None:
+        """A segment is stored; `timings`: its processor seconds by column. Returns the source's row if that completes
+        it."""
+        self._pending.setdefault(uri, _Pending()).stored[index] = timings or {}
         return self._settle(uri)
 
     def report(self, uri: str, row: dict[str, Any], segments: int) -> dict[str, Any] | None:
@@ -88,9 +89,9 @@ class Committer:
         if pending.report is None or len(pending.stored) < pending.report["segments"]:
             return None
         row: dict[str, Any] = pending.report["row"]
-        text_s = [spent for spent in pending.stored.values() if spent is not None]
-        if text_s:
-            row["text_s"] = sum(text_s)
+        for spent in pending.stored.values():
+            for name, seconds in spent.items():
+                row[name] = row.get(name, 0.0) + seconds
         first = self._uris.setdefault(row["source_id"], row["source_uri"]) if row["status"] == "ok" else uri
         if first != row["source_uri"]:  # sources whose size was not known could not be compared before
             row = duplicate_row(row["source_uri"], first, row.get("size_bytes"))
@@ -104,11 +105,15 @@ def duplicate_row(uri: str, original: str, size: int | None) -> dict[str, Any]:
     return row | {"status": "duplicate"}
 
 
-def compact(dataset: Dataset) -> None:
+Complete = Callable[[pa.Table], pa.Table]
+"""Fills columns of clips in that depend on the other clips of the dataset."""
+
+
+def compact(dataset: Dataset, complete: Complete = lambda clips: clips) -> None:
     """Give a dataset whose sources are all committed its canonical files, and delete what belongs to no source."""
     finish_compaction(dataset)
     _compact_sources(dataset)
-    _compact_clips(dataset)
+    _compact_clips(dataset, complete)
     _remove_orphans(dataset)
 
 
@@ -133,7 +138,7 @@ def _is_compacted(name: str) -> bool:
     return len(name) == len("part-00000.parquet") and name[5:10].isdigit()
 
 
-def _compact_clips(dataset: Dataset) -> None:
+def _compact_clips(dataset: Dataset, complete: Complete) -> None:
     storage = dataset.storage
     committed = dataset.committed_ids()
     old = dataset.part_files("clips")
@@ -142,7 +147,7 @@ def _compact_clips(dataset: Dataset) -> None:
     names: list[str] = []
     for number, table in enumerate(_rechunk(merge(*pieces, key=lambda piece: piece[0]))):
         names.append(f"part-{number:05d}.parquet")
-        storage.write(f"clips/{NEXT}{names[-1]}", parquet_bytes(table))
+        storage.write(f"clips/{NEXT}{names[-1]}", parquet_bytes(complete(table)))
     plan = {"rename": names, "delete": [name for name in old if name not in names]}
     storage.write(COMPACTION, json.dumps(plan).encode())
     finish_compaction(dataset)

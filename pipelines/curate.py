@@ -15,6 +15,7 @@ from typing import Any
 from curation.source import failed_row
 from pipelines.commit import Committer, compact, duplicate_row, finish_compaction
 from pipelines.dataset import Dataset
+from pipelines.duplicates import near_duplicates_of
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
 from pipelines.live import describe, told
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
@@ -37,6 +38,7 @@ class Progress:
     video_s: float = 0.0  # of the sources finished in this run
     failed: int = 0
     waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources in the queue or at work, in order
+    warnings: list[str] = field(default_factory=list)  # what models said: a batch that was halved
     stage: str = "starting"
     began: float = field(default_factory=time.monotonic)
 
@@ -93,7 +95,7 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
                 _curate_sources(spec, dataset, sources, pending, address, progress, show)
             progress.stage = "compacting"
             show(progress)
-            compact(dataset)
+            compact(dataset, near_duplicates_of(spec, dataset))
             finish(spec, dataset, progress, show)
     return dataset
 
@@ -203,7 +205,8 @@ def _round(
                 raise JobFailed(note["message"])
             if kind == "receipt":
                 progress.clips += note["clips"]
-                row = committer.receipt(uri, note["index"], note.get("text_s"))
+                row = committer.receipt(uri, note["index"], note.get("timings"))
+                progress.warnings += note.get("warnings", [])
             else:
                 row = committer.report(uri, note["row"], note["segments"])
             if row is not None:

@@ -78,6 +78,8 @@ def run(spec: Spec, address: str | None, again: str) -> None:
     from pipelines.progress import Display, summary
 
     signal.signal(signal.SIGTERM, _interrupt)
+    for note in spec.models.notes():
+        click.echo(f"clipmill: {note}", err=True)
     try:
         with Display() as show:
             dataset = curate(spec, address, show)

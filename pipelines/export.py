@@ -8,9 +8,10 @@
 Order: ascending clip_id. A clip_id is a hash, so neighbours come from unrelated sources: the order is a shuffle, and
 the same one every time. A shard is closed before it would exceed the target size or number of clips.
 
-`.json` holds the clip's row of `curation.schema.CLIPS` without the columns that point into the media tars, plus
-`decision`. `.txt` is the caption and is always there, empty when the clip has none, so that every sample has the same
-three members and `to_tuple("mp4", "txt")` works on all of them.
+`.json` holds the clip's row of `curation.schema.CLIPS` without the embedding and the columns that point into the media
+tars, plus `decision`: all of its captions among them, from which the trainer chooses. `.txt` is the caption that goes
+with the clip (`curation.schema.clip_caption`) and is always there, empty when the clip has none, so that every sample
+has the same three members and `to_tuple("mp4", "txt")` works on all of them.
 
 Running an export again writes the same bytes and skips shards that are complete.
 """
@@ -21,17 +22,19 @@ import json
 import math
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation import schema
 from curation.score_table import text
 from pipelines.dataset import Dataset
-from pipelines.decide import DatasetError, check_name, open_scores, read_decision
+from pipelines.decide import DatasetError, check_name, open_clips, read_decision
 
 INDEX: pa.Schema = pa.schema(
     [
@@ -84,10 +87,27 @@ class MediaChanged(Exception):
     """The media tar does not hold the clip where its row says it does."""
 
 
+@dataclass(frozen=True)
+class Exported:
+    """How far an export is: clips and bytes that are in shards, clips that could not be, and clips in all."""
+
+    clips: int
+    errors: int
+    bytes: int
+    total: int
+
+
 def export(
-    dataset: str | Dataset, name: str, *, shard_bytes: int = 500 * 10**6, shard_clips: int = 1000
+    dataset: str | Dataset,
+    name: str,
+    *,
+    shard_bytes: int = 500 * 10**6,
+    shard_clips: int = 1000,
+    show: Callable[[Exported], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Write the shards of decision `name`. Returns what index.json holds.
+
+    `show` is told after every shard. What it raises ends the export; the same call carries it on.
 
     Raises:
         DatasetError: there is no such dataset or decision.
@@ -97,24 +117,32 @@ def export(
     read_decision(where, check_name(name))
     folder = f"shards/{name}"
     storage = where.storage
+    con, kept = _kept(where, name)
+    total = _check_kept(where, name, con, kept)
     storage.remove(f"{folder}/index.json")
     storage.remove_leftovers(folder)
     shards: list[dict[str, Any]] = []
-    errors: list[dict[str, Any]] = []
-    for number, samples in enumerate(_plan(_samples(where, name), shard_bytes, shard_clips)):
-        shard = _shard(where, f"{folder}/{number:06d}", samples, errors)
-        if shard["nsamples"]:
-            shards.append(shard)
-    wanted = {"errors.parquet"} if errors else set()
+    done = Exported(0, 0, 0, total)
+    show(done)
+    with _Errors(where, f"{folder}/errors.parquet") as errors:
+        for number, samples in enumerate(_plan(_samples(con, kept, name), shard_bytes, shard_clips)):
+            shard = _shard(where, f"{folder}/{number:06d}", samples, errors)
+            if shard["nsamples"]:
+                shards.append(shard)
+            done = Exported(
+                done.clips + shard["nsamples"],
+                errors.count,
+                done.bytes + bool(shard["nsamples"]) * shard["filesize"],
+                total,
+            )
+            show(done)
+    con.close()
+    wanted = {"errors.parquet"} if errors.count else set()
     for shard in shards:
         wanted |= {shard["url"], shard["index"]}
     for stale in storage.list(folder):
         if stale not in wanted:
             storage.remove(f"{folder}/{stale}")
-    if errors:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(errors, ERRORS), buffer, compression="zstd")
-        storage.write(f"{folder}/errors.parquet", buffer.getvalue())
     summary = {
         # The first three keys are what webdataset's own index files have, so that its tools read this one.
         "__kind__": "wids-shard-index-v1",
@@ -124,30 +152,73 @@ def export(
         "clips": sum(shard["nsamples"] for shard in shards),
         "seconds": round(sum(shard["seconds"] for shard in shards), 6),
         "bytes": sum(shard["filesize"] for shard in shards),
-        "errors": len(errors),
+        "errors": errors.count,
         "order": "clip_id",
     }
     storage.write(f"{folder}/index.json", (json.dumps(summary, indent=1) + "\n").encode())
     return summary
 
 
-def _samples(dataset: Dataset, name: str) -> Iterator[_Sample]:
-    """The kept clips in the order of the shards."""
-    scores = open_scores(dataset)
+class _Errors:
+    """errors.parquet, written as errors come: a dataset without its media has one for every clip."""
+
+    def __init__(self, dataset: Dataset, name: str) -> None:
+        self.count = 0
+        self._dataset, self._name = dataset, name
+        self._held: list[dict[str, Any]] = []
+        self._open = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+
+    def __enter__(self) -> "_Errors":
+        return self
+
+    def append(self, error: dict[str, Any]) -> None:
+        self.count += 1
+        self._held.append(error)
+        if len(self._held) >= 50_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            storage = self._dataset.storage
+            path = self._open.enter_context(storage.writing(self._name))
+            file = self._open.enter_context(storage.fs.open(path, "wb"))
+            self._writer = self._open.enter_context(pq.ParquetWriter(file, ERRORS, compression="zstd"))
+        self._writer.write_table(pa.Table.from_pylist(self._held, ERRORS))
+        self._held = []
+
+    def __exit__(self, *failure: Any) -> None:
+        if self._held and failure[0] is None:
+            self._flush()
+        self._open.__exit__(*failure)
+
+
+def _kept(dataset: Dataset, name: str) -> tuple[duckdb.DuckDBPyConnection, str]:
+    """A connection with the relation `clips`, and the relation of the decision's rows."""
+    con = open_clips(dataset)
     if dataset.storage.is_local:
-        kept = f"read_parquet({text(dataset.storage.path(f'decisions/{name}.parquet'))})"
-    else:
-        scores.con.register("decision", dataset.read_table(f"decisions/{name}.parquet"))
-        kept = "decision"
-    known, found = scores.con.execute(
+        return con, f"read_parquet({text(dataset.storage.path(f'decisions/{name}.parquet'))})"
+    con.register("decision", dataset.read_table(f"decisions/{name}.parquet"))
+    return con, "decision"
+
+
+def _check_kept(dataset: Dataset, name: str, con: duckdb.DuckDBPyConnection, kept: str) -> int:
+    """How many clips the decision keeps. Raises DatasetError when some of them are gone."""
+    known, found = con.execute(
         f"SELECT count(*), count(c.clip_id) FROM {kept} d LEFT JOIN clips c USING (clip_id) WHERE d.keep"
     ).fetchall()[0]
     if known != found:
         raise DatasetError(
             f"{dataset}: decision {name!r} keeps {known - found} clips that the dataset no longer has: decide again"
         )
-    reader = scores.con.sql(
-        f"SELECT c.* EXCLUDE (place) FROM clips c JOIN {kept} d USING (clip_id) WHERE d.keep ORDER BY c.clip_id"
+    return int(known)
+
+
+def _samples(con: duckdb.DuckDBPyConnection, kept: str, name: str) -> Iterator[_Sample]:
+    """The kept clips in the order of the shards."""
+    reader = con.sql(
+        f"SELECT c.* EXCLUDE (place, embedding) FROM clips c JOIN {kept} d USING (clip_id) "
+        "WHERE d.keep ORDER BY c.clip_id"
     ).to_arrow_reader(4096)
     for batch in reader:
         for row in batch.to_pylist():
@@ -157,7 +228,7 @@ def _samples(dataset: Dataset, name: str) -> Iterator[_Sample]:
                 if key not in _POINTERS and not isinstance(value, bytes)
             } | {"decision": name}
             data = json.dumps(meta, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-            yield _Sample(row, data.encode(), (row.get("caption") or "").encode())
+            yield _Sample(row, data.encode(), (schema.clip_caption(row) or "").encode())
 
 
 def _plain(value: Any) -> Any:
@@ -181,7 +252,7 @@ def _plan(samples: Iterator[_Sample], shard_bytes: int, shard_clips: int) -> Ite
         yield held
 
 
-def _shard(dataset: Dataset, stem: str, samples: list[_Sample], errors: list[dict[str, Any]]) -> dict[str, Any]:
+def _shard(dataset: Dataset, stem: str, samples: list[_Sample], errors: _Errors) -> dict[str, Any]:
     """Write one shard and its index unless both are there. Appends to `errors`; returns the entry of index.json."""
     digest = hashlib.sha256()
     for sample in samples:
@@ -208,9 +279,7 @@ def _complete(dataset: Dataset, stem: str, digest: str) -> dict[str, Any] | None
     return entry if storage.fs.size(storage.path(f"{stem}.tar")) == entry["filesize"] else None
 
 
-def _write(
-    dataset: Dataset, stem: str, samples: list[_Sample], digest: str, errors: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _write(dataset: Dataset, stem: str, samples: list[_Sample], digest: str, errors: _Errors) -> dict[str, Any]:
     storage = dataset.storage
     rows: list[dict[str, Any]] = []
     us, failed = 0, 0  # microseconds, as everywhere: their sum does not depend on how clips fall into shards

@@ -1,4 +1,6 @@
-"""The stage graph on Ray Data: sources -> SourceActor -> [TextActor] -> WriterActor -> small messages to the driver.
+"""The stage graph on Ray Data:
+
+    sources -> SourceActor -> [FlowActor] -> [ImageActor] -> [CaptionActor] -> [TextActor] -> WriterActor -> driver
 
 Streaming, back-pressure and placement are Ray's. Three settings keep one bad source from hurting others:
 - one source is one block, and an actor has one source at a time, so that a process that dies takes no other with it;
@@ -15,8 +17,11 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
-from pipelines.preflight import Pools
+from pipelines.preflight import Pool, Pools
 from pipelines.spec import Spec
+from workers.captions import CaptionActor
+from workers.flow import FlowActor
+from workers.images import ImageActor
 from workers.source import SourceActor
 from workers.text import TextActor
 from workers.wire import Kind, messages
@@ -52,26 +57,25 @@ def run(
     graph = sources.map_batches(
         SourceActor,
         fn_constructor_args=(spec.source_settings(), spec.resources.timeout, ledger),
-        compute=pool(min(pools.source_actors, len(uris))),
-        num_cpus=pools.source_cpus,
+        compute=pool(min(pools.source.actors, len(uris))),
+        num_cpus=pools.source.cpus,
         **batches,
     )
-    text = spec.scores.text
-    if pools.text_actors:
-        device, threads = "cuda" if text.gpus else "cpu", max(1, int(text.cpus))
+    for actor, arguments, size in _scoring(spec, pools):
+        device, threads = "cuda" if size.gpus else "cpu", max(1, int(size.cpus))
         graph = graph.map_batches(
-            TextActor,
-            fn_constructor_args=(text.implementation, text.batch, device, threads),
-            compute=pool(pools.text_actors),
-            num_cpus=pools.text_cpus,
-            num_gpus=pools.text_gpus,
+            actor,
+            fn_constructor_args=(*arguments, device, threads),
+            compute=pool(size.actors),
+            num_cpus=size.cpus,
+            num_gpus=size.gpus,
             **batches,
         )
     graph = graph.map_batches(
         WriterActor,
         fn_constructor_args=(output,),
-        compute=pool(pools.writer_actors),
-        num_cpus=pools.writer_cpus,
+        compute=pool(pools.writer.actors),
+        num_cpus=pools.writer.cpus,
         **batches,
     )
     with warnings.catch_warnings():
@@ -79,3 +83,26 @@ def run(
         for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for kind, uri, note, _ in messages(batch):
                 yield kind, uri, note
+
+
+def _scoring(spec: Spec, pools: Pools) -> list[tuple[type, tuple[Any, ...], Pool]]:
+    """The stages between source and writer that are on: actor, its first arguments, its pool."""
+    choices = spec.choices()
+    captions = {
+        role.removeprefix("caption_"): choice for role, choice in choices.items() if role.startswith("caption_")
+    }
+    if "similarity" in choices:
+        captions["similarity"] = choices["similarity"]
+    images = {role: choices[role] for role in ("similarity", "aesthetic", "nsfw") if role in choices}
+    text = pools.text is not None
+    spatial = "captions" in pools.models and "spatial" in captions
+    stages: list[tuple[type, tuple[Any, ...], Pool]] = []
+    if "flow" in pools.models:
+        stages.append((FlowActor, (choices["flow"], "images" in pools.models or spatial or text), pools.models["flow"]))
+    if "images" in pools.models:
+        stages.append((ImageActor, (images, spatial or text), pools.models["images"]))
+    if "captions" in pools.models:
+        stages.append((CaptionActor, (captions, text), pools.models["captions"]))
+    if pools.text is not None:
+        stages.append((TextActor, (choices["text"], spec.scores.text.batch), pools.text))
+    return stages

@@ -19,6 +19,8 @@ _profile = click.option(
 _role = click.option("--role", type=click.Choice(list(ROLES)), help="Only this role.")
 _implementation = click.option("--implementation", help="For --role: this implementation instead of the profile's.")
 
+_revision = click.option("--revision", help="For --role: this branch, tag or commit of its hub repository.")
+
 
 @click.group()
 def models() -> None:
@@ -51,9 +53,11 @@ def list_models() -> None:
 @_profile
 @_role
 @_implementation
-def check_models(profile: str, role: str | None, implementation: str | None) -> None:
+@_revision
+def check_models(profile: str, role: str | None, implementation: str | None, revision: str | None) -> None:
     """Say whether every file of a profile is there and is the right one. Exit code 2 if not."""
-    reports = [report for report in check(_choices(profile, role, implementation)) if role in (None, report.role)]
+    choices = _choices(profile, role, implementation, revision)
+    reports = [report for report in check(choices) if role in (None, report.role)]
     for report in reports:
         if report.problem is None:
             places = ", ".join(str(path) for path in report.found)
@@ -71,10 +75,11 @@ def check_models(profile: str, role: str | None, implementation: str | None) -> 
 @_profile
 @_role
 @_implementation
-def pull_models(profile: str, role: str | None, implementation: str | None) -> None:
+@_revision
+def pull_models(profile: str, role: str | None, implementation: str | None, revision: str | None) -> None:
     """Download or install what a profile lacks."""
     failed = False
-    for choice in _choices(profile, role, implementation).values():
+    for choice in _choices(profile, role, implementation, revision).values():
         for each in choice.weights if role in (None, choice.role) else ():
             try:
                 path = each.path()
@@ -89,12 +94,15 @@ def pull_models(profile: str, role: str | None, implementation: str | None) -> N
         raise SystemExit(2)
 
 
-def _choices(profile: str, role: str | None, implementation: str | None) -> dict[str, Choice]:
-    if implementation is not None and role is None:
-        raise click.UsageError("--implementation needs --role")
+def _choices(
+    profile: str, role: str | None, implementation: str | None, revision: str | None = None
+) -> dict[str, Choice]:
+    given = {"implementation": implementation, "revision": revision}
+    override = {key: value for key, value in given.items() if value is not None}
+    if override and role is None:
+        raise click.UsageError(f"--{next(iter(override))} needs --role")
     try:
-        overrides = {role: {"implementation": implementation}} if role and implementation else None
-        return choose(profile, overrides)
+        return choose(profile, {role: override} if role and override else None)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

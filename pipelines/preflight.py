@@ -5,12 +5,13 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
 from pipelines.inputs import SourceFile
@@ -25,62 +26,107 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Pools:
-    """Actor pools that fit the cluster together, each with CPUs per actor."""
+class Pool:
+    """Equal actors."""
 
-    source_actors: int
-    source_cpus: float
-    text_actors: int
-    text_cpus: float
-    text_gpus: float
-    writer_actors: int
-    writer_cpus: float
+    actors: int
+    cpus: float
+    """Per actor."""
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Actor pools that fit the cluster together. `models`: those of the stages flow, images and captions that are
+    on."""
+
+    source: Pool
+    models: dict[str, Pool]
+    text: Pool | None
+    writer: Pool
+
+
+_STAGES = {
+    "flow": ("flow",),
+    "images": ("similarity", "aesthetic", "nsfw"),
+    "captions": ("caption_spatial", "caption_temporal", "caption_merge"),
+}
+"""The stages of the models, in the graph's order, and the roles that each plays."""
+
+_SHARED_CPUS = 0.1  # what an actor that shares its CPU with others counts as, at least
 
 
 def plan_pools(spec: Spec, cpus: float, gpus: float = 0.0) -> Pools:
     """Divide the cluster's CPUs among the stages, so that every stage can run at the same time.
 
     A stage that found no CPU would block those before it for ever; so what does not fit is refused here. Source actors
-    take what the others leave; on a machine too small for whole CPUs they share what is there (2 CPUs: two source
-    actors of 0.95 CPUs and a writer of 0.1).
+    take what the others leave; on a machine too small for whole CPUs they and the models share what is there (2 CPUs:
+    two source actors of 0.95 CPUs and a writer of 0.1).
 
     Raises:
         Refused: too few CPUs or GPUs, with the numbers.
     """
-    wanted = spec.resources
-    text = spec.scores.text
-    text_actors = text.actors if text.implementation != "off" else 0
+    resources, wanted = spec.resources, spec.scores.text
+    text = Pool(wanted.actors, wanted.cpus, wanted.gpus) if wanted.implementation != "off" else None
+    choices = spec.models.choices()
+    models = {}
+    for stage, roles in _STAGES.items():
+        if any(role in choices for role in roles):
+            asked = getattr(resources, stage)
+            models[stage] = Pool(asked.actors, asked.cpus, asked.gpus)
+    needed_gpus = {"scores.text": text, **{f"resources.{stage}": pool for stage, pool in models.items()}}
+    if (total := sum(pool.actors * pool.gpus for pool in needed_gpus.values() if pool)) > gpus:
+        named = [f"{name} {p.actors * p.gpus:g}" for name, p in needed_gpus.items() if p and p.gpus]
+        raise Refused(
+            f"too few GPUs: the stages need {total:g} ({', '.join(named)}), the cluster has {gpus:g}; lower their gpus"
+        )
     writers = max(1, int(cpus) // 16)
-    others = text_actors * text.cpus + writers * _WRITER_CPUS
-    least = 0.5 * wanted.source_cpus  # a source actor that shares its CPU with the writer and the text stage
-    if text_actors * text.gpus > gpus:
+    text_cpus, writer_cpus = (text.actors * text.cpus if text else 0.0), writers * _WRITER_CPUS
+    least = 0.5 * resources.source_cpus  # a source actor that shares its CPU with the writer and other stages
+    models = _fitted(models, cpus - text_cpus - writer_cpus - least)
+    models_cpus = sum(pool.actors * pool.cpus for pool in models.values())
+    left = cpus - text_cpus - writer_cpus - models_cpus
+    if left < least - 1e-9:
+        parts = [f"sources {least:g}", *[f"{name} {pool.actors * pool.cpus:g}" for name, pool in models.items()]]
+        parts += [f"text {text_cpus:g}", f"writer {writer_cpus:g}"]
         raise Refused(
-            f"scores.text: {text_actors} actors of {text.gpus:g} GPUs need {text_actors * text.gpus:g}, "
-            f"the cluster has {gpus:g}; lower scores.text.gpus"
+            f"too few CPUs: the stages need {least + text_cpus + writer_cpus + models_cpus:g} ({', '.join(parts)}), "
+            f"the cluster has {cpus:g}; set scores.text to off, or lower scores.text.cpus or resources.*.cpus"
         )
-    if cpus - others < least:
-        raise Refused(
-            f"too few CPUs: the stages need {others + least:g} "
-            f"(sources {least:g}, text {text_actors * text.cpus:g}, writer {writers * _WRITER_CPUS:g}), "
-            f"the cluster has {cpus:g}; set scores.text to off, or lower scores.text.cpus or resources.source_cpus"
-        )
-    left = cpus - others
-    source_actors = max(1, round(left / wanted.source_cpus))
-    # Four digits are what Ray counts in.
-    source_cpus = min(wanted.source_cpus, int(left / source_actors * 1e4) / 1e4)
-    return Pools(source_actors, source_cpus, text_actors, text.cpus, text.gpus, writers, _WRITER_CPUS)
+    source_actors = max(1, round(left / resources.source_cpus))
+    source_cpus = min(resources.source_cpus, _countable(left / source_actors))
+    return Pools(Pool(source_actors, source_cpus), models, text, Pool(writers, _WRITER_CPUS))
+
+
+def _fitted(pools: dict[str, Pool], cpus: float) -> dict[str, Pool]:
+    """These pools, those of one CPU and less made smaller where they do not fit into `cpus` otherwise."""
+    if sum(pool.actors * pool.cpus for pool in pools.values()) <= cpus:
+        return pools
+    least = {name: pool.cpus if pool.cpus > 1 else min(pool.cpus, _SHARED_CPUS) for name, pool in pools.items()}
+    more = sum(pool.actors * (pool.cpus - least[name]) for name, pool in pools.items())
+    over = cpus - sum(pool.actors * least[name] for name, pool in pools.items())
+    share = max(0.0, over) / more if more else 0.0
+    return {
+        name: replace(pool, cpus=_countable(least[name] + share * (pool.cpus - least[name])))
+        for name, pool in pools.items()
+    }
+
+
+def _countable(cpus: float) -> float:
+    """Rounded down to the four digits that Ray counts in."""
+    return int(cpus * 1e4 + 1e-6) / 1e4
 
 
 def check_weights(spec: Spec) -> None:
-    """Refuse a job whose models have no weights here."""
-    from curation import weights
-
-    needed = {"craft": weights.CRAFT, "ppocr": weights.PP_OCR_DETECTOR}
-    try:
-        if spec.scores.text.implementation != "off":
-            needed[spec.scores.text.implementation].path()
-    except WeightsUnavailable as error:
-        raise Refused(f"scores.text: {error}; or set scores.text to off") from None
+    """Refuse a job whose models have no weights here, naming each role, its file, and the command that gets it."""
+    problems = []
+    for report in check(spec.choices()):
+        if report.problem is not None and report.role == "text":
+            problems.append(f"scores.{report.problem}; or set scores.text to off")
+        elif report.problem is not None:
+            problems.append(f"models.{report.problem}")
+    if problems:
+        raise Refused("; ".join(problems))
     if spec.cuts.detector == "transnetv2":
         from curation.cuts.transnetv2 import WEIGHTS  # imports torch
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
+from curation.registry import IMPLEMENTATIONS, NO_MODEL, Choice, choose
 from curation.rules import RulesError, parse_rule, parse_rules
 from pipelines.units import Bytes, Seconds
 
@@ -79,6 +80,83 @@ class Scores(_Section):
         return "off" if value is False else value
 
 
+class Role(_Section):
+    """Which model plays a role. What is left out is the profile's. Short forms: a name, `off`, or a path to weights."""
+
+    implementation: str | None = None
+    weights: str | None = None
+    """A file or folder that replaces the published weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository."""
+    batch: PositiveInt | None = None
+    """Items per call of the network; halved where the GPU's memory does not hold them."""
+
+
+class Models(_Section):
+    profile: Literal["off", "offline", "paper"] = "off"
+    """offline: only weights that come with packages. paper: those of the paper. See `clipmill models list`."""
+    roles: dict[str, Role] = Field(default_factory=dict)
+    near_duplicates: bool = True
+    """Look for clips that are alike, where there are embeddings."""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {role: _role(str(role), given) for role, given in value.items()}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if "text" in self.roles:
+            raise ValueError("roles.text: the text detector is chosen by scores.text")
+        self.choices()
+        return self
+
+    def choices(self) -> dict[str, Choice]:
+        """The model of every role that is on; `notes` says why others are off."""
+        found = self._chosen()
+        if not ("caption_spatial" in found or "caption_temporal" in found):
+            found.pop("caption_merge", None)
+        return found
+
+    def _chosen(self) -> dict[str, Choice]:
+        given = {role: each.model_dump(exclude_none=True) for role, each in self.roles.items()}
+        found = choose(self.profile, given)
+        found.pop("text", None)
+        return found
+
+    def notes(self) -> list[str]:
+        """What a person who asked for a profile may expect and does not get, one line each."""
+        if self.profile == "off":
+            return []
+        lines = [
+            f"models: {role} is off: {reason}"
+            for role, reason in NO_MODEL[self.profile].items()
+            if role not in self.roles
+        ]
+        if "caption_merge" in self._chosen() and "caption_merge" not in self.choices():
+            lines.append("models: caption_merge is off: there are no captions to merge")
+        return lines
+
+
+def _role(role: str, given: Any) -> Any:
+    """The long form of a role: `off`, the name of an implementation, or else a path."""
+    if given is False:
+        return {"implementation": "off"}
+    if not isinstance(given, str):
+        return given
+    looks_like_a_path = "/" in given or "\\" in given or Path(given).exists()
+    if given in IMPLEMENTATIONS.get(role, {}) or given == "off" or not looks_like_a_path:
+        return {"implementation": given}
+    return {"weights": given}
+
+
 class Decision(_Section):
     name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -99,12 +177,25 @@ class Shards(_Section):
     clips: int = Field(default=1000, ge=1)
 
 
+class Workers(_Section):
+    """The actors of one stage."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    """Per actor. One that asks for at most 1 shares it where the machine is too small for all stages."""
+    gpus: float = Field(default=0.0, ge=0)
+    actors: int = Field(default=1, ge=1)
+
+
 class Resources(_Section):
     cpus: int | None = Field(default=None, ge=1)
     """CPUs that the job may use: of the Ray started for it (by default all of this machine's), or of a cluster that is
     there already (by default all of its, which leaves no room for another job)."""
     source_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one source actor. Their number follows from the cluster's CPUs."""
+    flow: Workers = Workers()
+    images: Workers = Workers()
+    """Embeddings, aesthetics, NSFW."""
+    captions: Workers = Workers()
     timeout: Seconds = 3600.0
     """Work on one source longer than this counts as hung."""
     attempts: int = Field(default=3, ge=1)
@@ -124,6 +215,7 @@ class Spec(_Section):
     cuts: Cuts = Cuts()
     clips: Clips = Clips()
     scores: Scores = Scores()
+    models: Models = Models()
     gates: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Score -> rule with absolute bounds; a clip that breaks one skips the later, dearer stages."""
     on_error: Literal["drop", "keep"] = "drop"
@@ -146,10 +238,37 @@ class Spec(_Section):
             if self.scores.motion == "off":
                 raise ValueError(f"gates.{name}: scores.motion is off")
         for name in self.decision.rules:
-            stage = "text" if name == "text_area" else "motion"
-            if (self.scores.text.implementation if stage == "text" else self.scores.motion) == "off":
-                raise ValueError(f"decision.rules.{name}: scores.{stage} is off, so no clip has this score")
+            if off := self._off(name):
+                raise ValueError(f"decision.rules.{name}: {off}, so no clip has this score")
         return self
+
+    def _off(self, score: str) -> str | None:
+        """What is off that would measure a score; None when the job measures it."""
+        if score in ("text_area", "watermark"):
+            return "scores.text is off" if self.scores.text.implementation == "off" else None
+        if score in ("motion.coarse", "camera", "black", "frozen", "picture_area"):
+            return "scores.motion is off" if self.scores.motion == "off" else None
+        chosen = self.models.choices()
+        captioners = {"similarity.spatial": ["caption_spatial"], "similarity.temporal": ["caption_temporal"]}
+        if score in ("similarity", *captioners):
+            wanted = captioners.get(score, ["caption_spatial", "caption_temporal"])
+            if not any(role in chosen for role in wanted):
+                return f"models has no {' and no '.join(wanted)}"
+        if score in ("aesthetic", "niqe"):
+            name = chosen["aesthetic"].implementation.name if "aesthetic" in chosen else "off"
+            return (
+                f"models.roles.aesthetic is {name}" if (name == "niqe") != (score == "niqe") or name == "off" else None
+            )
+        if score == "near_duplicate" and not self.models.near_duplicates:
+            return "models.near_duplicates is off"
+        role = {"motion.flow": "flow", "nsfw": "nsfw"}.get(score, "similarity")
+        return None if role in chosen else f"models has no {role}"
+
+    def choices(self) -> dict[str, Choice]:
+        """The model of every role that the job has on, the text detector included."""
+        found = self.models.choices()
+        name = self.scores.text.implementation
+        return found if name == "off" else choose("off", {"text": {"implementation": name}}) | found
 
     def source_settings(self) -> "SourceSettings":
         """What `curation.source` needs to know."""
@@ -162,7 +281,8 @@ class Spec(_Section):
             max_s=self.clips.max,
             motion=self.scores.motion != "off",
             gates=tuple(parse_rule(name, rule) for name, rule in self.gates.items()),
-            text_frames=self.scores.text.implementation != "off",
+            key_frames=bool(set(self.choices()) - {"flow", "caption_temporal", "caption_merge"}),
+            small_frames="flow" in self.choices() and self.choices()["flow"].implementation.source_frames,
             segment_bytes=self.resources.segment,
         )
 

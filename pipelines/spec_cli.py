@@ -32,6 +32,12 @@ scores:
     actors: 1
     batch: 12             # frames per call of the network
 
+models:                   # what else is measured; see `clipmill models list`
+  profile: "off"          # or offline: weights that come with packages. Or paper: those of the paper
+  roles: {}               # a role's model: a name, "off", or a path to weights. E.g. {flow: raft_small, nsfw: "off",
+                          # caption_spatial: /models/coca, similarity: {implementation: conse, batch: 16}}
+  near_duplicates: true   # look for clips that are alike, where the role similarity is on
+
 gates: {}                 # e.g. {motion.coarse: {min: 0.05}}: a clip that breaks it is not read for text
 
 on_error: drop            # or keep: what happens to a clip that could not be scored
@@ -48,6 +54,9 @@ shards:
 resources:
   cpus: null              # of a Ray started for this job; null: all of this machine
   source_cpus: 1          # per source actor
+  flow: {cpus: 1.0, gpus: 0.0, actors: 1}      # workers of the models: learned flow;
+  images: {cpus: 1.0, gpus: 0.0, actors: 1}    # similarity, aesthetic, nsfw;
+  captions: {cpus: 1.0, gpus: 0.0, actors: 1}  # captions and their similarity
   timeout: 1 h            # of work on one source
   attempts: 3             # for a source whose worker process dies
   segment: 64 MB          # clips of one source that are stored together

@@ -30,6 +30,9 @@ _CLIP = pa.schema(
         pa.field("thumbnail", pa.large_binary()),
         pa.field("pictures", pa.large_list(pa.large_binary())),
         pa.field("picture_shapes", pa.list_(pa.list_(pa.int32()))),
+        pa.field("small", pa.large_binary()),
+        pa.field("small_shape", pa.list_(pa.int32())),
+        pa.field("small_times_s", pa.list_(pa.float64())),
     ]
 )
 
@@ -59,6 +62,10 @@ def pack(segment: Segment) -> pa.Buffer:
     columns["thumbnail"] = [clip.thumbnail for clip in segment.clips]
     columns["pictures"] = [[picture.tobytes() for picture in clip.frames] for clip in segment.clips]
     columns["picture_shapes"] = [[picture.shape for picture in clip.frames] for clip in segment.clips]
+    small = [clip.small for clip in segment.clips]
+    columns["small"] = [None if each is None else np.ascontiguousarray(each[0]).data.cast("B") for each in small]
+    columns["small_shape"] = [None if each is None else each[0].shape for each in small]
+    columns["small_times_s"] = [None if each is None else each[1] for each in small]
     arrays = [pa.array(columns[field.name], field.type) for field in _CLIP]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, _CLIP) as writer:
@@ -79,5 +86,10 @@ def unpack(source_id: str, index: int, clips: pa.Buffer) -> Segment:
             )
         ]
         data, thumbnail = (memoryview(table[name][k].as_buffer()) for name in ("data", "thumbnail"))
-        finished.append(FinishedClip(row, data, thumbnail, pictures))
+        small = None
+        if table["small"][k].is_valid:
+            shape = table["small_shape"][k].as_py()
+            frames = np.frombuffer(table["small"][k].as_buffer(), np.uint8).reshape(shape)
+            small = frames, np.array(table["small_times_s"][k].as_py())
+        finished.append(FinishedClip(row, data, thumbnail, pictures, small))
     return Segment(source_id, index, finished)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+import tiny_language_model
 import torch
 
 from curation.caption_merge import CaptionMerger, MergedCaption, check_merged
-from curation.compat import ensure_torchvision
 from curation.errors import CannotScore
 from curation.weights import WeightsUnavailable
 
@@ -33,32 +33,9 @@ def test_an_answer_is_checked(text: str, reason: str | None) -> None:
     assert check_merged(text, SPATIAL, TEMPORAL)[1] == reason
 
 
-def language_model_folder(at: Path) -> Path:
-    ensure_torchvision()
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    vocabulary = {word: k for k, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *[f"w{k}" for k in range(60)]])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    fast.save_pretrained(at)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(at)
-    return at
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> CaptionMerger:
-    return CaptionMerger(weights=[language_model_folder(tmp_path_factory.mktemp("llm") / "tiny")], batch=2)
+    return CaptionMerger(weights=[tiny_language_model.folder(tmp_path_factory.mktemp("llm") / "tiny")], batch=2)
 
 
 def test_pairs_that_need_no_model(small: CaptionMerger) -> None:

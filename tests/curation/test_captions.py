@@ -1,18 +1,17 @@
 """Captioners on small checkpoints in the published layouts: equal to the reference code, and errors where none can be
 had."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny_open_clip
+import tiny_video_blip
 import torch
 from camera_moves import film_frames
 
 from curation.captions import CocaCaptioner, checked_caption
-from curation.compat import ensure_torchvision
 from curation.errors import CannotScore
 from curation.videoblip import VideoBlipCaptioner
 from curation.weights import WeightsUnavailable
@@ -30,33 +29,51 @@ def coca_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_open_clip.folder(tmp_path_factory.mktemp("coca") / "model", tiny_open_clip.COCA, safe=False)
 
 
-def test_coca_writes_what_open_clip_writes(
-    coca_folder: Path, frames: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """open_clip's own `generate` at top_k = 1, with the name that it misses in transformers 5 put back."""
-    from open_clip import coca_model
-    from transformers import LogitsProcessorList, MinLengthLogitsProcessor, StoppingCriteriaList, TopKLogitsWarper
-    from transformers.generation import MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
-
-    captioner = CocaCaptioner(weights=[coca_folder], batch=4)
-    for name, value in {
-        "_has_transformers": True,
-        "LogitsProcessorList": LogitsProcessorList,
-        "MinLengthLogitsProcessor": MinLengthLogitsProcessor,
-        "StoppingCriteriaList": StoppingCriteriaList,
-        "MaxLengthCriteria": MaxLengthCriteria,
-        "RepetitionPenaltyLogitsProcessor": RepetitionPenaltyLogitsProcessor,
-        "GENERATION_TYPES": {"top_k": TopKLogitsWarper},
-    }.items():
-        monkeypatch.setattr(coca_model, name, value, raising=False)
+def test_coca_writes_what_open_clip_writes_by_default(coca_folder: Path, frames: list[np.ndarray]) -> None:
+    """open_clip's `generate` as it is called without arguments: six beams in three groups."""
+    captioner = CocaCaptioner(weights=[coca_folder], batch=4, max_tokens=14)
+    with torch.no_grad():  # else no caption of a random model ends
+        captioner._model.text_decoder.text_projection[:, 49407] *= 8
     pictures = torch.cat([_pictures(captioner, frame) for frame in frames])
     with torch.inference_mode():
-        expected = captioner._model.generate(pictures, seq_len=12, generation_type="top_k", top_k=1).tolist()
-    captioner._max_tokens = 12
+        expected = captioner._model.generate(pictures, seq_len=14, pad_token_id=0).tolist()
     found = captioner._batches.map(captioner._generate, frames)
-    for mine, theirs in zip(found, expected, strict=True):
-        body = [token for token in theirs[1:] if token not in (49407, 0)]
-        assert mine == body
+    assert {len(each) for each in found} != {13}
+    for mine, theirs, picture in zip(found, expected, pictures, strict=True):
+        assert mine == [token for token in theirs[1:] if token not in (49407, 0)]
+        assert mine == _searched(captioner._model, picture[None], beams=2, longest=14)
+
+
+def _searched(model: Any, picture: torch.Tensor, beams: int, longest: int) -> list[int]:
+    """Beam search as the textbook has it, with open_clip's totals of logits and its minimum of five tokens."""
+    start, end = 49406, 49407
+    running, ended = [(0.0, [start])], []
+    with torch.inference_mode():
+        latent, embedded = model._encode_image(picture)
+        while len(running[0][1]) < longest:
+            following = []
+            for total, tokens in running:
+                text = torch.tensor([tokens])
+                logits = model(None, text, image_latent=latent, image_embs=embedded, output_labels=False)["logits"][
+                    0, -1
+                ]
+                if len(tokens) < 5:
+                    logits[end] = -torch.inf
+                best = logits.topk(2 * beams)
+                following += [
+                    (total + value, [*tokens, token])
+                    for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+                ]
+            following = sorted(following, key=lambda each: -each[0])[: 2 * beams]
+            length = len(following[0][1])
+            ended += [(total / length, tokens) for total, tokens in following[:beams] if tokens[-1] == end]
+            ended = sorted(ended, key=lambda each: -each[0])[:beams]
+            if len(ended) == beams and ended[-1][0] >= following[0][0] / length:
+                break
+            running = [each for each in following if each[1][-1] != end][:beams]
+        else:
+            ended += [(total / len(tokens), tokens) for total, tokens in running]
+    return [token for token in max(ended)[1][1:] if token != end]
 
 
 def _pictures(captioner: CocaCaptioner, frame: np.ndarray) -> torch.Tensor:
@@ -77,7 +94,7 @@ def test_coca_answers_per_frame_and_refuses_a_stamp(coca_folder: Path, frames: l
     assert isinstance(answers[0], CannotScore)
     assert answers[0].reason == "too_small"
     assert len(answers) == 3
-    assert captioner.name.endswith("_greedy")
+    assert captioner.name == "coca_vit_l_14"
 
 
 def test_coca_refuses_a_clip_checkpoint(tmp_path: Path) -> None:
@@ -106,83 +123,9 @@ def test_what_is_no_caption_is_an_error(text: str, reason: str) -> None:
     assert answer.reason == reason
 
 
-def video_blip_folder(at: Path, language: str) -> Path:
-    """A VideoBLIP checkpoint as published: BLIP-2's parameter names, a tokenizer without image token, .bin weights."""
-    ensure_torchvision()
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        Blip2Config,
-        Blip2ForConditionalGeneration,
-        Blip2QFormerConfig,
-        Blip2VisionConfig,
-        BlipImageProcessor,
-        OPTConfig,
-        PreTrainedTokenizerFast,
-        T5Config,
-    )
-
-    prompt = ["Question", ":", "What", "is", "happening", "in", "the", "video", "?", "Answer"]
-    words = ["<pad>", "<s>", "</s>", "<unk>", *prompt]
-    words += [f"w{k}" for k in range(200 - len(words))]
-    tokenizer = Tokenizer(models.WordLevel({word: k for k, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(at)
-    vision = Blip2VisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
-    )
-    qformer = Blip2QFormerConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        encoder_hidden_size=32,
-        vocab_size=200,
-    )
-    text: Any
-    if language == "opt":
-        text = OPTConfig(
-            vocab_size=200,
-            hidden_size=32,
-            ffn_dim=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            word_embed_proj_dim=32,
-        )
-    else:
-        text = T5Config(
-            vocab_size=200,
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=2,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-        )
-    config = Blip2Config(
-        vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=text.to_dict(), num_query_tokens=4
-    )
-    torch.manual_seed(0)
-    model = Blip2ForConditionalGeneration(config).eval()
-    torch.nn.init.normal_(model.query_tokens)  # zero in a fresh model, never in a trained one
-    for name, parameter in model.named_parameters():
-        if "language_model" not in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.config.save_pretrained(at)
-    settings = json.loads((at / "config.json").read_text())
-    settings["architectures"] = ["VideoBlipForConditionalGeneration"]
-    settings.pop("image_token_index", None)
-    (at / "config.json").write_text(json.dumps(settings))
-    torch.save(model.state_dict(), at / "pytorch_model.bin")
-    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(at)
-    return at
-
-
 @pytest.fixture(scope="module", params=["opt", "t5"])
 def video_blip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return video_blip_folder(tmp_path_factory.mktemp("videoblip") / request.param, request.param)
+    return tiny_video_blip.folder(tmp_path_factory.mktemp("videoblip") / request.param, request.param)
 
 
 def test_one_frame_equals_blip2_and_frames_are_attended_together(video_blip: Path, frames: list[np.ndarray]) -> None:
@@ -220,7 +163,7 @@ def test_video_blip_refuses_what_is_no_clip(video_blip: Path, frames: list[np.nd
 
 
 def test_a_checkpoint_that_lacks_parameters_is_refused_not_filled_up(tmp_path: Path) -> None:
-    folder = video_blip_folder(tmp_path / "model", "opt")
+    folder = tiny_video_blip.folder(tmp_path / "model", "opt")
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     state.pop("language_projection.weight")
     torch.save(state, folder / "pytorch_model.bin")

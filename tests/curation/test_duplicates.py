@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from curation import duplicates
 from curation.conse import ConseSimilarity
-from curation.duplicates import THRESHOLDS, Duplicate, clip_vectors, near_duplicates
+from curation.duplicates import THRESHOLDS, Neighbour, clip_vectors, near_duplicates, threshold_of
 
 SHOTS = [(0, 30), (30, 76), (76, 137), (137, 187), (187, 242)]
 
@@ -41,14 +41,16 @@ def test_copies_of_real_shots_are_found_and_other_shots_are_not(conse: ConseSimi
     vectors = clip_vectors(embedded.astype(np.float16))
     ids = [f"a{k}" for k in range(5)] + [f"b{k}" for k in range(5)]
     found = near_duplicates(vectors, ids, [float(len(c)) for c in clips], threshold=THRESHOLDS["conse"])
-    assert found[:5] == [None] * 5
-    assert [each.of if each else None for each in found[5:]] == ids[:5]
+    assert [each.duplicate for each in found] == [False] * 5 + [True] * 5
+    assert [each.of for each in found[5:]] == ids[:5]
+    assert max(each.similarity for each in found[:5]) < threshold_of(conse.name) <= found[5].similarity
 
 
 def test_the_longer_clip_is_kept_and_ties_go_by_id() -> None:
     vectors = np.eye(3, dtype=np.float32)[[0, 0, 1, 0]]
     found = near_duplicates(vectors, ["d", "b", "c", "a"], [2.0, 5.0, 1.0, 5.0], threshold=0.9)
-    assert found == [Duplicate("a", 1.0), Duplicate("a", 1.0), None, None]
+    assert found[:2] == [Neighbour("a", 1.0, True)] * 2
+    assert found[2:] == [Neighbour("a", 0.0, False), Neighbour(None, 0.0, False)]
 
 
 def test_there_are_no_chains() -> None:
@@ -56,9 +58,8 @@ def test_there_are_no_chains() -> None:
     angles = np.deg2rad([0, 15, 30])
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     found = near_duplicates(vectors, ["a", "b", "c"], [3.0, 1.0, 2.0], threshold=float(np.cos(np.deg2rad(20))))
-    assert found[0] is None
-    assert found[2] is None
-    assert found[1] is not None
+    assert [each.duplicate for each in found] == [False, True, False]
+    assert found[2].similarity == pytest.approx(np.cos(np.deg2rad(30)))  # to a: b is not kept
 
 
 def made_of_groups(seed: int) -> tuple[np.ndarray, list[str], list[float]]:
@@ -76,12 +77,12 @@ def test_every_duplicate_is_close_to_what_is_kept_and_the_kept_are_far_apart(see
     vectors, ids, durations = made_of_groups(seed)
     found = near_duplicates(vectors, ids, durations, threshold=0.9)
     at = {name: k for k, name in enumerate(ids)}
-    kept = [k for k, each in enumerate(found) if each is None]
+    kept = [k for k, each in enumerate(found) if not each.duplicate]
     for k, each in enumerate(found):
-        if each is not None:
-            assert found[at[each.of]] is None
+        assert each.duplicate == (each.similarity >= 0.9)
+        if each.duplicate:
+            assert not found[at[each.of]].duplicate
             assert vectors[k] @ vectors[at[each.of]] == pytest.approx(each.similarity, abs=1e-5)
-            assert each.similarity >= 0.9
             assert durations[at[each.of]] >= durations[k]
     apart = vectors[kept] @ vectors[kept].T - 2 * np.eye(len(kept))
     assert apart.max() < 0.9 + 1e-6
@@ -97,7 +98,8 @@ def test_order_and_block_size_do_not_matter(monkeypatch: pytest.MonkeyPatch, blo
     found = near_duplicates(vectors[shuffle], names, [durations[k] for k in shuffle], threshold=0.9)
     for name, each in zip(names, found, strict=True):
         wanted = expected[name]
-        assert (each.of if each else None) == (wanted.of if wanted else None)
+        assert (each.of, each.duplicate) == (wanted.of, wanted.duplicate)
+        assert each.similarity == pytest.approx(wanted.similarity, abs=1e-6)
 
 
 def test_no_clips_is_no_duplicates() -> None:

@@ -15,11 +15,15 @@ from curation.captions import CocaCaptioner
 from curation.clip_frames import sample_clip
 from curation.conse import ConseSimilarity
 from curation.errors import CannotDecode, CannotScore
-from curation.model_stages import FIELDS, SCORES, CaptionStage, FlowStage, ImageStage, watermark_columns
+from curation.flaws import flaw_columns
+from curation.model_stages import CaptionStage, FlowStage, ImageStage
 from curation.niqe import NiqeQuality
 from curation.nsfw import OpenNsfw
 from curation.rife import RifeMotion
+from curation.schema import CLIPS
 from curation.segment import FinishedClip
+from curation.stages import run
+from curation.watermark import watermark_columns
 
 
 def mp4(frames: np.ndarray, rate: int = 25) -> bytes:
@@ -75,42 +79,60 @@ def test_sampling_a_clip_gives_times_and_size(shot_bytes: bytes) -> None:
 
 
 def test_flow_stage_scores_good_clips_and_says_why_not_the_others(clips: list[FinishedClip]) -> None:
-    FlowStage(RifeMotion()).apply(clips)
+    run(FlowStage(RifeMotion()), clips)
     good, undecodable, one_frame, tiny, gated = (each.row for each in clips)
     assert good["motion_flow"] > 0.05
-    assert (good["black"], good["frozen"], good["picture_area"]) == (0.0, 0.0, 1.0)
     assert "motion_flow_error" not in good
     assert undecodable["motion_flow_error"] == "not_a_video"
     assert one_frame["motion_flow_error"] == "too_short"
-    assert one_frame["frozen_error"] == "too_short"
     assert tiny["motion_flow_error"] == "too_small"
     assert "motion_flow_model" not in gated
     for row in (good, undecodable, one_frame, tiny):
         assert_one_of_value_and_error(row, "motion_flow")
 
 
+def test_flow_stage_takes_the_small_frames_that_travel_where_they_are_large_enough(
+    shot: np.ndarray, shot_bytes: bytes
+) -> None:
+    decoded, travelling, smaller = (clip(shot_bytes, shot) for _ in range(3))
+    travelling.data = b"not a film"
+    travelling.small = sample_clip(shot_bytes, 2.0, 128)
+    smaller.small = sample_clip(shot_bytes, 2.0, 64)
+    run(FlowStage(RifeMotion()), [decoded, travelling, smaller])
+    assert travelling.row["motion_flow"] == pytest.approx(decoded.row["motion_flow"])
+    assert smaller.row["motion_flow"] == pytest.approx(decoded.row["motion_flow"])
+
+
+def test_flaws_are_columns_with_a_value_or_a_reason(shot: np.ndarray) -> None:
+    good = flaw_columns(shot[::12])
+    assert (good["black"], good["frozen"], good["picture_area"], good["crop_right"]) == (0.0, 0.0, 1.0, 1.0)
+    assert flaw_columns(shot[:1])["frozen_error"] == "too_short"
+    assert flaw_columns(shot[:0])["black_error"] == "no_frames"
+    for columns in (good, flaw_columns(shot[:1]), flaw_columns(shot[:0])):
+        for name in ("black", "frozen", "picture_area"):
+            assert_one_of_value_and_error(columns, name)
+
+
 def test_image_stage_scores_good_clips_and_says_why_not_the_others(
     clips: list[FinishedClip], conse: ConseSimilarity
 ) -> None:
-    ImageStage(similarity=conse, aesthetic=NiqeQuality(), nsfw=OpenNsfw()).apply(clips)
+    run(ImageStage(similarity=conse, aesthetic=NiqeQuality(), nsfw=OpenNsfw()), clips)
     good, undecodable, _, tiny, gated = (each.row for each in clips)
     assert len(good["embedding"]) == 3 * 384
-    assert len(good["nsfw"]) == len(good["aesthetic"]) == 3
-    assert undecodable["nsfw_error"] == undecodable["aesthetic_error"] == "no_frames"
-    assert tiny["nsfw_error"] == "too_small"
+    assert len(good["nsfw"]) == len(good["niqe"]) == 3
+    assert undecodable["nsfw_error"] == undecodable["niqe_error"] == undecodable["embedding_error"] == "no_frames"
+    assert tiny["nsfw_error"] == tiny["embedding_error"] == "too_small"
     assert tiny.get("embedding") is None
+    assert "aesthetic" not in good  # NIQE is not what a rule on aesthetics means
     assert "nsfw_model" not in gated
 
 
 def test_watermark_columns_are_a_value_or_a_reason(shot: np.ndarray) -> None:
     frames = [shot[0], shot[22], shot[44]]
     box = np.array([[20, 20], [120, 20], [120, 50], [20, 50]], np.float32)
-    assert watermark_columns(frames, [[], [], []], "craft") == {"watermark": 0.0, "watermark_model": "craft"}
-    assert watermark_columns(frames[:1], [[box]], "craft") == {
-        "watermark_error": "too_short",
-        "watermark_model": "craft",
-    }
-    assert watermark_columns([shot[0]] * 3, [[box]] * 3, "craft")["watermark_error"] == "still"
+    assert watermark_columns(frames, [[], [], []]) == {"watermark": 0.0}
+    assert watermark_columns(frames[:1], [[box]]) == {"watermark_error": "too_short"}
+    assert watermark_columns([shot[0]] * 3, [[box]] * 3) == {"watermark_error": "still"}
 
 
 def test_an_embedding_head_needs_embeddings() -> None:
@@ -131,9 +153,9 @@ class Scripted:
 
 
 def test_caption_stage_captions_and_compares(clips: list[FinishedClip], conse: ConseSimilarity, tmp_path: Path) -> None:
-    ImageStage(similarity=conse).apply(clips)
+    run(ImageStage(similarity=conse), clips)
     coca = CocaCaptioner(weights=[tiny_open_clip.folder(tmp_path / "coca", tiny_open_clip.COCA)], max_tokens=7)
-    CaptionStage(spatial=coca, temporal=Scripted(), similarity=conse).apply(clips)
+    run(CaptionStage(spatial=coca, temporal=Scripted(), similarity=conse), clips)
     good, undecodable, one_frame, tiny, gated = (each.row for each in clips)
     for row in (good, undecodable, one_frame, tiny):
         assert_one_of_value_and_error(row, "caption_spatial")
@@ -141,19 +163,16 @@ def test_caption_stage_captions_and_compares(clips: list[FinishedClip], conse: C
     assert good["caption_temporal"] == "a person walks past bicycles"
     expected = conse.embed_images(clips[0].frames) @ conse.embed_texts([good["caption_temporal"]])[0]
     assert good["similarity_temporal"] == pytest.approx(expected, abs=2e-3)  # float16 embeddings
-    assert undecodable["similarity_temporal_error"] == "no_caption"
+    assert good["similarity"] == good["similarity_spatial" if "caption_spatial" in good else "similarity_temporal"]
+    assert undecodable["similarity_temporal_error"] == undecodable["similarity_error"] == "no_caption"
     assert tiny["caption_spatial_error"] == "too_small"
     assert "caption_spatial_model" not in gated
 
 
 def test_the_columns_can_be_stored(clips: list[FinishedClip], conse: ConseSimilarity) -> None:
-    FlowStage(None).apply(clips)
-    ImageStage(similarity=conse, nsfw=OpenNsfw()).apply(clips)
-    names = [field.name for score in SCORES for field in score.fields()] + [field.name for field in FIELDS]
-    assert len(names) == len(set(names))
-    schema = pa.schema([field for score in SCORES for field in score.fields()] + list(FIELDS))
-    table = pa.Table.from_pylist([each.row for each in clips], schema=schema)
+    run(ImageStage(similarity=conse, nsfw=OpenNsfw()), clips)
+    run(CaptionStage(temporal=Scripted(), similarity=conse), clips)
+    table = pa.Table.from_pylist([each.row for each in clips], schema=CLIPS)
     assert table["embedding"][0].as_py() == clips[0].row["embedding"]
-    known = {"clip_id", "duration_s", "gate", *names}
     for each in clips:
-        assert set(each.row) <= known
+        assert set(each.row) <= set(CLIPS.names)

@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_a_head_on_embeddings_it_was_not_trained_on_is_a_problem(tmp_path: Path)
     head = {"implementation": "laion_linear_vit_l14", "weights": str(tmp_path / "head.pth")}
     problems = [report.problem for report in check(choose("offline", {"aesthetic": head})) if report.problem]
     assert len(problems) == 1
-    assert "reads the embeddings of clip_vit_l14_openai; models.similarity is conse" in problems[0]
+    assert "reads the embeddings of clip_vit_l14_openai; models.roles.similarity is conse" in problems[0]
 
 
 def test_revision_of_a_hub_model_is_taken() -> None:
@@ -81,9 +82,11 @@ def test_revision_of_a_hub_model_is_taken() -> None:
     [
         ("papr", None, "known: offline, paper"),
         ("offline", {"flwo": {}}, "no role is called 'flwo'"),
-        ("offline", {"flow": {"implementation": "raft"}}, "known: rife, raft_large, raft_small, off"),
+        ("offline", {"flow": {"implementation": "raft"}}, "known: rife, raft_large, raft_small, farneback_torch, off"),
         ("offline", {"flow": {"weight": "x"}}, "unknown key 'weight'"),
         ("offline", {"flow": {"revision": "x"}}, "has no revision"),
+        ("offline", {"aesthetic": {"batch": 4}}, "niqe has no batch"),
+        ("offline", {"caption_spatial": {"weights": "/x"}}, "profile offline has no model for it; name an implem"),
     ],
 )
 def test_a_wrong_choice_lists_what_is_known(profile: str, overrides: dict | None, message: str) -> None:
@@ -93,13 +96,43 @@ def test_a_wrong_choice_lists_what_is_known(profile: str, overrides: dict | None
 
 def test_a_path_that_is_not_there_is_a_problem_not_a_crash() -> None:
     (report,) = check({"flow": choose("paper", {"flow": {"weights": "/nowhere/raft.pth"}})["flow"]})
-    assert "/nowhere/raft.pth does not exist; correct models.flow.weights" in (report.problem or "")
+    assert "/nowhere/raft.pth does not exist; correct models.roles.flow" in (report.problem or "")
 
 
 def test_a_folder_without_the_model_names_what_it_lacks(tmp_path: Path) -> None:
     choices = choose("paper", {"caption_temporal": {"weights": str(tmp_path)}})
     (report,) = check({"caption_temporal": choices["caption_temporal"]})
     assert "holds no config.json" in (report.problem or "")
+
+
+def test_the_name_says_which_weights_were_loaded(tmp_path: Path) -> None:
+    import torch
+
+    file = tmp_path / "head.pth"
+    torch.save({"weight": torch.ones(1, 8), "bias": torch.zeros(1)}, file)
+    overrides = {
+        "aesthetic": {"implementation": "laion_linear_vit_l14", "weights": str(file)},
+        "similarity": {"implementation": "off"},
+    }
+    head = registry.load(choose("paper", overrides)["aesthetic"])
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert head.name == f"laion_linear_vit_l14@local-{digest[:8]}"
+    assert registry.load(choose("offline")["aesthetic"]).name == "niqe"
+
+
+def test_a_folder_that_lacks_some_of_its_weights_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    choice = choose("paper", {"caption_merge": {"weights": str(tmp_path)}})["caption_merge"]
+    (report,) = check({"caption_merge": choice})
+    assert f"{tmp_path} holds no weights" in (report.problem or "")
+    shards = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (tmp_path / "model-1.safetensors").write_bytes(b"x")
+    (report,) = check({"caption_merge": choice})
+    assert "lacks model-2.safetensors (1 of 2 files of weights)" in (report.problem or "")
+    (tmp_path / "model-2.safetensors").write_bytes(b"x")
+    (report,) = check({"caption_merge": choice})
+    assert report.problem is None
 
 
 def test_load_builds_the_object_that_plays_the_role() -> None:

