@@ -1,36 +1,38 @@
 """Reading and writing the network's weights: diffusers directories, sgm checkpoints, Stable Diffusion 2.1 weights.
 
-"sgm" is the layout of Stability-AI's generative-models. Weights are read from safetensors straight into their final
-dtype and device, without building the network twice.
-Pickles (.ckpt, .bin, .pt) can run code when opened: they are refused unless `allow_pickle=True`.
+"sgm" is the layout of Stability-AI's generative-models; whole sgm checkpoints, with autoencoder and image encoder, are
+read and written by `model/tasks/sgm_checkpoint.py`. The network is never built twice. Pickles are refused unless
+`allow_pickle=True` (`weight_files.py`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .key_layouts import SGM_PREFIX, sd21_keys, sgm_keys
 from .unet import VideoUNet
 from .unet_config import ATTENTION_DOWN, ATTENTION_UP, PLAIN_DOWN, PLAIN_UP, UNetConfig
+from .weight_files import CheckpointError, compare_keys, compare_shapes, fit, read_weights, write_weights
+
+__all__ = [
+    "CheckpointError",
+    "load_sd21_into",
+    "load_sgm",
+    "load_unet",
+    "read_weights",
+    "save_sgm",
+    "save_unet",
+    "unet_from_sgm",
+]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-_PICKLES = {".ckpt", ".bin", ".pt", ".pth"}
-_LISTED = 10
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not fit the network; the message names the file and the keys."""
 
 
 # ---- the three layouts -------------------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ def save_unet(unet: VideoUNet, directory: str | os.PathLike[str], *, dtype: torc
     """
     folder = Path(directory) / "unet"
     folder.mkdir(parents=True, exist_ok=True)
-    _write(_dense(unet.state_dict(), dtype), folder / WEIGHTS_FILE)
+    write_weights(unet.state_dict(), folder / WEIGHTS_FILE, dtype=dtype)
     config = folder / (CONFIG_FILE + ".part")
     config.write_text(json.dumps(unet.config.to_diffusers(), indent=2) + "\n")
     config.replace(folder / CONFIG_FILE)
@@ -110,22 +112,28 @@ def load_sgm(
     found = read_weights(path, device=device, dtype=dtype, allow_pickle=allow_pickle, prefix=SGM_PREFIX)
     if not found:
         raise CheckpointError(f"{path}: no key starts with {SGM_PREFIX!r}; expected a generative-models checkpoint")
-    config = config or _config_of_sgm(found, path)
+    return unet_from_sgm(found, path, config)
+
+
+def unet_from_sgm(found: Mapping[str, Tensor], source: Path, config: UNetConfig | None = None) -> VideoUNet:
+    """The network with weights `found` under sgm's names (prefix removed); `source` is named in errors.
+
+    Raises:
+        CheckpointError: see `load_unet`.
+    """
+    config = config or _config_of_sgm(found, source)
     with torch.device("meta"):
         ours = list(VideoUNet(config).state_dict())
     back = {theirs: key for key, theirs in sgm_keys(ours, config).items()}
-    state = {back.get(key, SGM_PREFIX + key): value for key, value in found.items()}
-    return _build(config, state, str(path))
+    return _build(config, {back.get(key, SGM_PREFIX + key): value for key, value in found.items()}, str(source))
 
 
 def save_sgm(unet: VideoUNet, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> Path:
     """Write the network as the `model.diffusion_model.` part of a generative-models checkpoint (safetensors)."""
     state = unet.state_dict()
     names = sgm_keys(state, unet.config)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(_dense({SGM_PREFIX + names[key]: value for key, value in state.items()}, dtype), path)
-    return path
+    write_weights({SGM_PREFIX + names[key]: value for key, value in state.items()}, path, dtype=dtype)
+    return Path(path)
 
 
 def load_sd21_into(unet: VideoUNet, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> list[str]:
@@ -155,7 +163,7 @@ def load_sd21_into(unet: VideoUNet, path: str | os.PathLike[str], *, allow_pickl
             names = sgm_keys(names, unet.config)
         else:
             found = read_weights(path, allow_pickle=allow_pickle)
-    _compare(set(names.values()), set(found), str(path))
+    compare_keys(set(names.values()), set(found), str(path))
     state = {}
     for key, theirs in names.items():
         value = found[theirs]
@@ -166,57 +174,12 @@ def load_sd21_into(unet: VideoUNet, path: str | os.PathLike[str], *, allow_pickl
         if value.ndim == 4 and ours[key].ndim == 2 and value.shape[2:] == (1, 1):
             value = value[:, :, 0, 0]
         state[key] = value
-    _compare_shapes(state, {key: ours[key] for key in state}, str(path))
+    compare_shapes(state, {key: ours[key] for key in state}, str(path))
     unet.load_state_dict(state, strict=False)
     return list(state)
 
 
-# ---- files -------------------------------------------------------------------------------------------------------
-
-
-def read_weights(
-    path: str | os.PathLike[str],
-    *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    allow_pickle: bool = False,
-    prefix: str = "",
-) -> dict[str, Tensor]:
-    """Read the tensors of one file whose key starts with `prefix`, which is removed.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or a pickle that was not asked for.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
-    if path.suffix in _PICKLES:
-        if not allow_pickle:
-            raise CheckpointError(
-                f"{path}: a pickle can run code when it is opened. Convert it to safetensors, "
-                "or pass allow_pickle=True if you trust its source"
-            )
-        pickled = _read_pickle(path)
-        return {k.removeprefix(prefix): v.to(device, dtype) for k, v in pickled.items() if k.startswith(prefix)}
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 - not a dict
-            return {key.removeprefix(prefix): file.get_tensor(key).to(dtype=dtype) for key in keys}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{path}: not a readable safetensors file ({error}); download or copy it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        content = torch.load(path, map_location="cpu", weights_only=False)  # the caller vouched for it
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a dictionary of tensors")
-    return {key: value for key, value in content.items() if isinstance(value, Tensor)}
+# ---- files and sizes ----------------------------------------------------------------------------------------------
 
 
 def _weight_files(directory: Path, variant: str | None, allow_pickle: bool) -> list[Path]:
@@ -239,61 +202,11 @@ def _weight_files(directory: Path, variant: str | None, allow_pickle: bool) -> l
     raise CheckpointError(f"{directory}: no {stem}{tag}.safetensors{hint}")
 
 
-def _dense(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    return {key: value.detach().to(dtype=dtype or value.dtype).contiguous().cpu() for key, value in state.items()}
-
-
-def _write(state: dict[str, Tensor], path: Path) -> None:
-    """Write under a temporary name, then rename: a file under its final name is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(state, part, metadata={"format": "pt"})
-        part.replace(path)
-    except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        size = sum(value.numel() * value.element_size() for value in state.values())
-        raise CheckpointError(
-            f"{path}: cannot write {size / 2**20:.0f} MiB ({error}); free space or choose another place"
-        ) from error
-
-
-# ---- fitting weights to a network --------------------------------------------------------------------------------
-
-
 def _build(config: UNetConfig, state: dict[str, Tensor], source: str) -> VideoUNet:
     with torch.device("meta"):
         unet = VideoUNet(config)
-    expected = unet.state_dict()
-    _compare(set(expected), set(state), source)
-    _compare_shapes(state, expected, source)
-    unet.load_state_dict(state, assign=True)
-    return unet.eval()
-
-
-def _compare(expected: set[str], found: set[str], source: str) -> None:
-    problems = [
-        _listing(f"{what} key", sorted(keys))
-        for what, keys in (("missing", expected - found), ("surplus", found - expected))
-        if keys
-    ]
-    if problems:
-        raise CheckpointError(f"{source} does not fit the network.\n" + "\n".join(problems))
-
-
-def _compare_shapes(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
-    wrong = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(expected[key].shape)} in the network"
-        for key in expected
-        if state[key].shape != expected[key].shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{source} does not fit the network.\n" + _listing("wrong shape", wrong))
-
-
-def _listing(what: str, items: Iterable[str]) -> str:
-    items = list(items)
-    more = f"\n  ... and {len(items) - _LISTED} more" if len(items) > _LISTED else ""
-    return f"{len(items)} {what}{'s' if len(items) > 1 else ''}:\n  " + "\n  ".join(items[:_LISTED]) + more
+    fit(unet, state, source)
+    return unet
 
 
 def _config_of_sgm(state: Mapping[str, Tensor], source: Path) -> UNetConfig:

@@ -117,7 +117,7 @@ class UNetConfig:
 
     @classmethod
     def multi_view(cls, **changes: Any) -> UNetConfig:
-        """Orbits: 21 views, with the elevation as a fourth scalar condition (appendix D.4)."""
+        """Orbits: 21 views, with the elevation as a fourth scalar condition (appendix D.6)."""
         return cls(**{"projection_class_embeddings_input_dim": 1024, "num_frames": 21, **changes})
 
     @classmethod
@@ -147,6 +147,8 @@ class UNetConfig:
         Raises:
             ValueError: the file describes another kind of network.
         """
+        if not isinstance(config, dict):
+            raise ValueError(f"config.json holds a {type(config).__name__}; expected an object")
         name = config.get("_class_name", DIFFUSERS_CLASS)
         if name != DIFFUSERS_CLASS:
             raise ValueError(f"config.json describes a {name}; expected {DIFFUSERS_CLASS}")

@@ -5,6 +5,7 @@ Frames are (T, 3, H, W), float32 on [-1, 1], RGB. Files appear complete under th
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("mp4", "gif", "png")
+_FRAME = re.compile(r"\d{4,}\.png")  # of a folder of PNGs
 
 
 class VideoFileError(OSError):
@@ -97,10 +99,11 @@ def write_video(frames: Tensor, path: str | Path, *, fps: float, format: str | N
 
     Raises:
         ValueError: an unknown format, or an odd size for mp4.
-        VideoFileError: no space, or no permission.
+        VideoFileError: no space, no permission, or something else is in the way (`check_replaceable`).
     """
     path = Path(path)
     format = format or format_of(path)
+    check_replaceable(path, format)
     if format == "mp4" and (frames.shape[-1] % 2 or frames.shape[-2] % 2):
         raise ValueError(f"{frames.shape[-1]} x {frames.shape[-2]}: mp4 (4:2:0) needs even sizes; write gif or png")
     pixels = to_bytes(frames)
@@ -122,7 +125,7 @@ def format_of(path: Path) -> str:
         ValueError: a suffix that is none of FORMATS.
     """
     suffix = path.suffix.lower().removeprefix(".")
-    if suffix not in ("mp4", "gif", "png", ""):
+    if suffix not in ("mp4", "gif", ""):
         raise ValueError(f"{path}: do not know how to write .{suffix}; use .mp4, .gif, or a folder for PNGs")
     return suffix or "png"
 
@@ -154,9 +157,11 @@ def check_writable(path: str | Path, bytes_needed: int) -> None:
     """Find out before an hour of sampling whether the result could be written.
 
     Raises:
-        VideoFileError: the folder does not exist and cannot be made, is not writable, or has no space.
+        VideoFileError: the folder does not exist and cannot be made, is not writable, or has no space; or something
+            else is in the way.
     """
     path = Path(path)
+    check_replaceable(path, format_of(path))
     folder = path.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +175,28 @@ def check_writable(path: str | Path, bytes_needed: int) -> None:
             f"{folder}: {free / 1e6:.1f} MB free, about {bytes_needed / 1e6:.1f} MB needed; "
             "free some space or choose another output folder"
         )
+
+
+def check_replaceable(path: Path, format: str) -> None:
+    """Earlier results may be replaced: a file by a file, a folder of numbered PNGs by another. Nothing else may.
+
+    Raises:
+        VideoFileError: a folder where a file is to be, a file where a folder is to be, or a folder with other files.
+    """
+    if not path.exists():
+        return
+    if format != "png":
+        if path.is_dir():
+            raise VideoFileError(f"{path}: is a folder; give another name for the {format}")
+    elif not path.is_dir():
+        raise VideoFileError(f"{path}: is a file; PNGs go into a folder of their own")
+    else:
+        other = sorted(entry.name for entry in path.iterdir() if not _FRAME.fullmatch(entry.name))
+        if other:
+            raise VideoFileError(
+                f"{path}: holds other files ({', '.join(other[:3])}{' ...' if len(other) > 3 else ''}), which would be "
+                "lost; give a new folder for the PNGs"
+            )
 
 
 def _complete_or_nothing(path: Path, write: Callable[[Path], None], *, folder: bool = False) -> None:
@@ -204,7 +231,8 @@ def _write_mp4(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
 
 def _write_gif(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
     first, *rest = (Image.fromarray(array) for array in pixels)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    shown_ms = max(20, round(1000 / fps))  # players show frames of less than 20 ms at a tenth of the speed
+    first.save(path, format="GIF", save_all=True, append_images=rest, duration=shown_ms, loop=0)
 
 
 def _write_pngs(pixels: NDArray[np.uint8], path: Path) -> None:

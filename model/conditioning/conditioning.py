@@ -60,9 +60,13 @@ class Conditioning:
             value = getattr(self, field.name)
             if value is not None and not torch.isfinite(value).all():
                 bad = int((~torch.isfinite(value)).sum())
+                cause = (
+                    "the numbers given: frame rate, motion bucket, augmentation, elevation"
+                    if field.name == "vector_ids"
+                    else "the input image and the encoder (float16 encoders overflow: use float32 or bfloat16)"
+                )
                 raise ConditioningError(
-                    f"conditioning {field.name}: {bad} of {value.numel()} values are NaN or infinite. "
-                    "Check the input image and the encoder (float16 encoders overflow: use float32 or bfloat16)"
+                    f"conditioning {field.name}: {bad} of {value.numel()} values are NaN or infinite. Check {cause}"
                 )
         return self
 

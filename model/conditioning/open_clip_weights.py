@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -74,10 +75,13 @@ def load_tower(folder: Path, tower: Literal["image", "text"], dtype: torch.dtype
         weights = {key: value.to(dtype) for key, value in load_file(folder / WEIGHTS_FILE).items()}
         with torch.device("meta"):
             clip = CLIP(**config)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise EncoderError(f"{folder}: not an open_clip encoder ({error!r})") from error
     module = clip.visual if tower == "image" else clip
-    missing, surplus = module.load_state_dict(weights, strict=False, assign=True)
+    try:
+        missing, surplus = module.load_state_dict(weights, strict=False, assign=True)
+    except RuntimeError as error:  # a weight of the wrong shape
+        raise EncoderError(f"{folder / WEIGHTS_FILE}: {error}") from error
     if tower == "text":
         elsewhere = ("visual.", "logit_", "text_projection")
         missing = [key for key in missing if not key.startswith(elsewhere)]

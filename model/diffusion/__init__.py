@@ -4,11 +4,12 @@ Read beside Appendix D of Stable Video Diffusion (arXiv 2311.15127). Where its e
 
     (1)       probability-flow ODE           samplers.py
     (2)       denoising score matching       loss.py, noise.py
-    (3)       classifier-free guidance       guidance.py
-    (4)       D_theta in terms of F_theta    preconditioning.py
+    (3)       D_theta in terms of F_theta    preconditioning.py
+    (4)       classifier-free guidance       guidance.py
     (5)-(8)   preconditioning of SD 2.1      preconditioning.py
     (10)-(13) preconditioning of the paper   preconditioning.py
 
+The numbers are those of the PDF, which has no (9); HTML renderings of the paper count one more from (2) on.
 "EDM" below is Karras et al. 2022 (arXiv 2206.00364), whose Algorithms 1 and 2 are the samplers.
 """
 

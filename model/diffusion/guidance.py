@@ -1,6 +1,6 @@
 """Classifier-free guidance, with a scale that may differ per frame.
 
-    (3)   D^w(x; sigma, c) = w D(x; sigma, c) - (w - 1) D(x; sigma) = D_u + w (D_c - D_u)
+    (4)   D^w(x; sigma, c) = w D(x; sigma, c) - (w - 1) D(x; sigma) = D_u + w (D_c - D_u)
 
 A guider answers two questions: the scales w of the frames, and how two denoised videos combine. The frames next to a
 conditioning image need little guidance and the last ones much, hence the scale that grows over the frames.
@@ -22,7 +22,7 @@ class Guider(Protocol):
 
 
 def guide(unconditional: Tensor, conditional: Tensor, scales: Tensor) -> Tensor:
-    """Equation (3), frame by frame.
+    """Equation (4), frame by frame.
 
     Args:
         unconditional, conditional: denoised videos (B, T, C, H, W), or flat (B*T, C, H, W) as in generative-models.

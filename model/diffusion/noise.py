@@ -37,7 +37,7 @@ class LogNormal:
 
 
 CONDITIONING_AUGMENTATION = LogNormal(p_mean=-3.0, p_std=0.5)
-"""ln sigma_aug ~ N(-3, 0.5^2) (App. D): noise on the conditioning frame, in pixels on [-1, 1]; median 0.050."""
+"""ln sigma_aug ~ N(-3, 0.5^2) (App. D.4): noise on the conditioning frame, in pixels on [-1, 1]; median 0.050."""
 
 
 def per_video(sigma: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The denoiser D_theta around the network F_theta.
 
-    (4)   D_theta(x; sigma) = c_skip(sigma) x + c_out(sigma) F_theta(c_in(sigma) x; c_noise(sigma))
+    (3)   D_theta(x; sigma) = c_skip(sigma) x + c_out(sigma) F_theta(c_in(sigma) x; c_noise(sigma))
 
     (10)  c_skip  = 1 / (sigma^2 + 1)               (5)  of SD 2.1:  1
     (11)  c_out   = -sigma / sqrt(sigma^2 + 1)      (6)              -sigma
@@ -130,7 +130,7 @@ def fold_input_scale(conv_in: nn.Conv2d, scale: LearnedInputScale, noisy_channel
 
 
 class Denoiser(nn.Module):
-    """D_theta of equation (4): a network, its preconditioning, and optionally a learned c_in.
+    """D_theta of equation (3): a network, its preconditioning, and optionally a learned c_in.
 
     The arithmetic around the network is done in the dtype of `x` (float32 while sampling); the network runs in its own.
     """

@@ -32,7 +32,7 @@ class Churn:
     s_noise: float = 1.0
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """The relative increase of sigma (EDM Algorithm 2, line 4)."""
+        """The relative increase of sigma, gamma_i of EDM Algorithm 2."""
         return min(self.s_churn / steps, math.sqrt(2) - 1) if self.s_min <= sigma <= self.s_max else 0.0
 
 

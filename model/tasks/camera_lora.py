@@ -1,4 +1,4 @@
-"""Camera-motion LoRA (paper section 4.3.1): rank-16 adapters in the temporal attention, one per kind of camera motion.
+"""Camera-motion LoRA (paper section 4.3.1, App. D.4.2): rank-16 adapters in the temporal attention, one per motion.
 
 The paper trains three (horizontal, zooming, static) on clips with that camera label. Here: adapters in peft's own
 format (adapter_config.json, adapter_model.safetensors), any number at once, each with a scale, combined by adding up:

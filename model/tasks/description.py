@@ -1,6 +1,7 @@
 """`clipmill.json`: what a model directory says about itself beyond the weights."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ class ModelDescription:
             raise ModelDirectoryError(f"{FILE}: task {self.task!r}; known tasks: {', '.join(TASKS)}")
         if self.guider not in GUIDERS:
             raise ModelDirectoryError(f"{FILE}: guider {self.guider!r}; known guiders: {', '.join(GUIDERS)}")
+        for name, least in (("frames", 2), ("width", 1), ("height", 1), ("steps", 1), ("fps", 1)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) or (name == "fps" and isinstance(value, float) and math.isfinite(value))
+            if not whole or value < least:
+                raise ModelDirectoryError(f"{FILE}: {name} {value!r}; a number of at least {least} is needed")
+        for name in ("sigma_min", "sigma_max", "min_guidance", "max_guidance", "augmentation"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ModelDirectoryError(f"{FILE}: {name} {value!r}; a finite number is needed")
         if self.input_scale not in (None, "scale", "function"):
             raise ModelDirectoryError(f"{FILE}: input_scale {self.input_scale!r}; 'scale', 'function' or null")
 
@@ -63,10 +73,13 @@ class ModelDescription:
             self.max_guidance if max_scale is None else max_scale,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """As clipmill.json holds it."""
+        return {"format": 1, **asdict(self), "motion": None if self.motion is None else self.motion.to_json()}
+
     def save(self, directory: Path) -> None:
         """Write clipmill.json."""
-        data = {"format": 1, **asdict(self), "motion": None if self.motion is None else self.motion.to_json()}
-        (directory / FILE).write_text(json.dumps(data, indent=2) + "\n")
+        (directory / FILE).write_text(json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> "ModelDescription":
@@ -77,19 +90,50 @@ class ModelDescription:
         """
         path = directory / FILE
         try:
-            data: dict[str, Any] = json.loads(path.read_text())
+            data = json.loads(path.read_text())
+        except ValueError as error:
+            raise ModelDirectoryError(f"{path}: {error}") from error
+        return cls.from_json(data, str(path))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any], source: str) -> "ModelDescription":
+        """The inverse of to_json; `source` is named in errors.
+
+        Raises:
+            ModelDirectoryError: another format, or a key that is missing, unknown or of the wrong kind.
+        """
+        try:
+            data = dict(data)
             if data.pop("format", None) != 1:
-                raise ModelDirectoryError(f"{path}: format 1 is needed")
+                raise ModelDirectoryError(f"{source}: format 1 is needed")
             unknown = set(data) - {field.name for field in fields(cls)}
             if unknown:
-                raise ModelDirectoryError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+                raise ModelDirectoryError(f"{source}: unknown keys {', '.join(sorted(unknown))}")
             if data.get("motion") is not None:
                 data["motion"] = MotionBuckets.from_json(data["motion"])
             return cls(**data)
         except ModelDirectoryError:
             raise
         except (ValueError, TypeError, AttributeError) as error:
-            raise ModelDirectoryError(f"{path}: {error}") from error
+            raise ModelDirectoryError(f"{source}: {error}") from error
+
+
+def published_image_to_video(frames: int, **known: float) -> ModelDescription:
+    """What is known about a published checkpoint: it is image-to-video, with the steps and guidance of its clip length.
+
+    Args:
+        known: other fields that the checkpoint tells, e.g. sigma_max.
+    """
+    long = frames > 14
+    return ModelDescription(
+        task="image_to_video",
+        frames=frames,
+        steps=30 if long else 25,
+        min_guidance=1.5 if long else 1.0,
+        max_guidance=3.0 if long else 2.5,
+        motion=None,  # the map from motion to buckets was never published
+        **known,  # type: ignore[arg-type]
+    )
 
 
 def make_guider(kind: str, min_scale: float, max_scale: float) -> Guider:

@@ -1,4 +1,4 @@
-"""Image-to-video (paper section 4.3, App. D): 14 or 25 frames from one image.
+"""Image-to-video (paper section 4.3, App. D.4): 14 or 25 frames from one image.
 
 The image enters twice: as one CLIP token for cross-attention, and as a latent beside the noise of every frame. The
 latent is the posterior's mode, not scaled, of the image with a little noise in pixels (`augmentation`), whose strength
@@ -47,7 +47,7 @@ def conditioning(
 
 
 def augment(images: Tensor, strength: Scalars, noise: Tensor) -> Tensor:
-    """Noise on the conditioning frame, in pixels on [-1, 1] (App. D): images and noise (B, 3, H, W), strength (B,)."""
+    """Noise on the conditioning frame, in pixels on [-1, 1] (App. D.4). Images, noise (B, 3, H, W), strength (B,)."""
     sigma = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
     return images + sigma.reshape(-1, 1, 1, 1) * noise.to(images)
 

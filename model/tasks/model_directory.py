@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 
 from model.checkpoints import load_unet, save_unet
 from model.conditioning.haar import HaarAutoencoder
@@ -32,16 +32,19 @@ from model.conditioning.open_clip_weights import CONFIG_FILE, load_tower, save_t
 from model.conditioning.resize import CLIP_MEAN, CLIP_STD
 from model.conditioning.text import OpenClipTextEncoder, TextEncoder, TransformersTextEncoder
 from model.diffusion.preconditioning import LearnedInputScale
-from model.tasks.description import FILE, ModelDescription, ModelDirectoryError
+from model.tasks.description import FILE, ModelDescription, ModelDirectoryError, published_image_to_video
 from model.tasks.interpolation_mask import MaskEmbedding
 from model.tasks.video_model import VideoModel
 from model.unet_config import UNetConfig
+from model.weight_files import CheckpointError, compare_keys, fit, listing, read_weights, write_weights
 
 WEIGHTS = "model.safetensors"
 
 
-def load_model(directory: Path, *, device: torch.device | str, dtype: torch.dtype, offload: bool) -> VideoModel:
-    """Read a directory; see VideoModel.load. With `offload` the weights stay on the CPU until they are needed."""
+def load_model(
+    directory: Path, *, device: torch.device | str, dtype: torch.dtype, offload: bool, allow_pickle: bool = False
+) -> VideoModel:
+    """Read a directory; see VideoModel.load."""
     if not directory.is_dir():
         raise ModelDirectoryError(
             f"{directory} is no directory; a model directory holds unet/, vae/ and model_index.json"
@@ -49,7 +52,7 @@ def load_model(directory: Path, *, device: torch.device | str, dtype: torch.dtyp
     if not (directory / "unet").is_dir() or not (directory / "vae").is_dir():
         raise ModelDirectoryError(f"{directory}: unet/ and vae/ are needed; found {sorted(os.listdir(directory))[:10]}")
     place = "cpu" if offload else device
-    unet = load_unet(directory, device=place, dtype=dtype)
+    unet = load_unet(directory, device=place, dtype=dtype, allow_pickle=allow_pickle)
     unet.requires_grad_(False).eval()
     described = (directory / FILE).is_file()
     description = ModelDescription.load(directory) if described else _published(directory, unet.config)
@@ -57,18 +60,15 @@ def load_model(directory: Path, *, device: torch.device | str, dtype: torch.dtyp
         model = VideoModel(
             description=description,
             unet=unet,
-            autoencoder=_load_autoencoder(directory / "vae", dtype),
-            image_encoder=_load_image_encoder(directory, dtype),
-            text_encoder=_load_text_encoder(directory / "text_encoder", dtype),
+            autoencoder=_load_autoencoder(directory / "vae", dtype, allow_pickle),
+            image_encoder=_load_image_encoder(directory, dtype, allow_pickle),
+            text_encoder=_load_text_encoder(directory / "text_encoder", dtype, allow_pickle),
             input_scale=_load_input_scale(directory / "input_scale", description.input_scale),
             mask_embedding=_load_mask_embedding(directory / "mask_embedding"),
             device=device,
             offloaded=offload,
         )
-    for part in model.modules():
-        part.requires_grad_(False).eval()
-        if not offload or part in (model.input_scale, model.mask_embedding):
-            part.to(device)
+    model.settle()
     return model
 
 
@@ -121,8 +121,7 @@ def _write(model: VideoModel, directory: Path) -> None:
     for name in ("input_scale", "mask_embedding"):
         part = getattr(model, name)
         if part is not None:
-            (directory / name).mkdir()
-            save_file({k: v.contiguous() for k, v in part.state_dict().items()}, directory / name / WEIGHTS)
+            write_weights(part.state_dict(), directory / name / WEIGHTS)
     opens_in_diffusers = (
         model.description.task == "image_to_video"
         and model.autoencoder.kind == "kl-temporal"
@@ -136,27 +135,18 @@ def _write(model: VideoModel, directory: Path) -> None:
 
 
 def _published(directory: Path, config: UNetConfig) -> ModelDescription:
-    """What is known about a published checkpoint: it is image-to-video, with the guidance of its clip length."""
+    """A directory without clipmill.json is taken for a published image-to-video checkpoint."""
     if config.in_channels != 2 * config.out_channels:
         raise ModelDirectoryError(
             f"{directory}: no {FILE}, and unet/config.json has {config.in_channels} input channels: "
             f"only published image-to-video checkpoints ({2 * config.out_channels}) can do without"
         )
-    sigmas: dict[str, Any] = {}
+    sigmas: dict[str, float] = {}
     scheduler = directory / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        read = json.loads(scheduler.read_text())
+        read = _read_json(scheduler)
         sigmas = {key: float(read[key]) for key in ("sigma_min", "sigma_max") if read.get(key) is not None}
-    long = config.num_frames > 14
-    return ModelDescription(
-        task="image_to_video",
-        frames=config.num_frames,
-        steps=30 if long else 25,
-        min_guidance=1.5 if long else 1.0,
-        max_guidance=3.0 if long else 2.5,
-        motion=None,  # the map from motion to buckets was never published
-        **sigmas,
-    )
+    return published_image_to_video(config.num_frames, **sigmas)
 
 
 @contextmanager
@@ -173,12 +163,45 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _variant(folder: Path, stem: str) -> str | None:
-    """`fp16` where only a half-precision file lies in the folder."""
-    return "fp16" if not (folder / f"{stem}.safetensors").is_file() and any(folder.glob(f"{stem}.fp16*")) else None
+def _pretrained(kind: Any, folder: Path, stem: str, allow_pickle: bool, **options: Any) -> Any:
+    """A part of another library's class. Those libraries make up weights that a file lacks; here that is an error.
+
+    Raises:
+        CheckpointError: no weights, weights that do not fit, or a pickle.
+    """
+    plain = (folder / f"{stem}.safetensors").is_file() or (folder / f"{stem}.safetensors.index.json").is_file()
+    variant = "fp16" if not plain and any(folder.glob(f"{stem}.fp16*")) else None
+    if not allow_pickle and not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f"; {pickles[0]} is a pickle, which can run code: allow_pickle=True reads it" if pickles else ""
+        raise CheckpointError(f"{folder}: no {stem}.safetensors{hint}")
+    try:
+        part, report = kind.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    surplus = {key for key in report["unexpected_keys"] if not key.endswith("position_ids")}  # a constant of old files
+    compare_keys(set(report["missing_keys"]), surplus, str(folder))
+    wrong = [
+        f"{key}: {tuple(found)} in the file, {tuple(size)} in the network"
+        for key, found, size in report["mismatched_keys"]
+    ]
+    if wrong:
+        raise CheckpointError(f"{folder} does not fit the network.\n" + listing("wrong shape", wrong))
+    return part
 
 
-def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
+def _clip(kind: Any, folder: Path, dtype: torch.dtype, allow_pickle: bool) -> Any:
+    """One of transformers' CLIP towers; weights of a wrong shape are reported, and refused, by `_pretrained`."""
+    return _pretrained(kind, folder, "model", allow_pickle, dtype=dtype, ignore_mismatched_sizes=True)
+
+
+def _load_autoencoder(folder: Path, dtype: torch.dtype, allow_pickle: bool = False) -> Autoencoder:
     config = _read_json(folder / "config.json")
     name = config.get("_class_name")
     if name == "HaarAutoencoder":
@@ -190,15 +213,12 @@ def _load_autoencoder(folder: Path, dtype: torch.dtype) -> Autoencoder:
 
     if name not in ("AutoencoderKL", "AutoencoderKLTemporalDecoder"):
         raise ModelDirectoryError(f"{folder / 'config.json'}: unknown autoencoder {name!r}")
-    variant = _variant(folder, "diffusion_pytorch_model")
-    try:
-        vae = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype, variant=variant, use_safetensors=True)
-    except OSError as error:
-        raise ModelDirectoryError(f"{folder}: {error}") from error
-    return KLAutoencoder(vae)
+    return KLAutoencoder(
+        _pretrained(getattr(diffusers, name), folder, "diffusion_pytorch_model", allow_pickle, torch_dtype=dtype)
+    )
 
 
-def _load_image_encoder(directory: Path, dtype: torch.dtype) -> ImageEncoder | None:
+def _load_image_encoder(directory: Path, dtype: torch.dtype, allow_pickle: bool) -> ImageEncoder | None:
     folder = directory / "image_encoder"
     if not folder.is_dir():
         return None
@@ -213,14 +233,11 @@ def _load_image_encoder(directory: Path, dtype: torch.dtype) -> ImageEncoder | N
     ensure_torchvision()
     from transformers import CLIPVisionModelWithProjection
 
-    try:
-        encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=dtype, variant=_variant(folder, "model"))
-    except OSError as error:
-        raise ModelDirectoryError(f"{folder}: {error}") from error
+    encoder = _clip(CLIPVisionModelWithProjection, folder, dtype, allow_pickle)
     return TransformersImageEncoder(encoder, mean, std)
 
 
-def _load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder | None:
+def _load_text_encoder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> TextEncoder | None:
     if not folder.is_dir():
         return None
     if (folder / CONFIG_FILE).is_file():
@@ -230,25 +247,22 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype) -> TextEncoder | None:
     ensure_torchvision()
     from transformers import CLIPTextModel
 
-    try:
-        encoder = CLIPTextModel.from_pretrained(folder, dtype=dtype, variant=_variant(folder, "model"))
-    except OSError as error:
-        raise ModelDirectoryError(f"{folder}: {error}") from error
-    return TransformersTextEncoder(encoder)
+    return TransformersTextEncoder(_clip(CLIPTextModel, folder, dtype, allow_pickle))
 
 
 def _load_input_scale(folder: Path, kind: str | None) -> LearnedInputScale | None:
     if kind is None:
         return None
     scale = LearnedInputScale(kind)  # type: ignore[arg-type]
-    scale.load_state_dict(load_file(folder / WEIGHTS))
+    fit(scale, read_weights(folder / WEIGHTS), str(folder / WEIGHTS))
     return scale
 
 
 def _load_mask_embedding(folder: Path) -> MaskEmbedding | None:
     if not folder.is_dir():
         return None
-    weights = load_file(folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS)
+    compare_keys({"z_m"}, set(weights), str(folder / WEIGHTS))
     embedding = MaskEmbedding(*weights["z_m"].shape)
     embedding.load_state_dict(weights)
     return embedding
@@ -310,6 +324,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelDirectoryError(f"{path} is missing") from error
     except json.JSONDecodeError as error:
         raise ModelDirectoryError(f"{path}: not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise ModelDirectoryError(f"{path}: a JSON object is needed, not a {type(data).__name__}")
     return data
 
 

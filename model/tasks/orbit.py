@@ -1,4 +1,4 @@
-"""Multi-view orbits (paper section 4.5, App. D): 21 views around an object from one image and its elevation.
+"""Multi-view orbits (paper section 4.5, App. D.6): 21 views around an object from one image and its elevation.
 
 SVD-MV is image-to-video with one more scalar, the elevation of the camera in degrees, appended to the vector. View k of
 n looks from azimuth 360 k / n at that elevation; view 0 is the given image.

@@ -29,7 +29,7 @@ WIDTH = 32
 def tiny_random_model(
     task: str, *, autoencoder: Literal["haar", "kl"] = "haar", frames: int | None = None, seed: int = 0
 ) -> VideoModel:
-    """A model of under a million parameters (plus a token table for text), on the CPU, in float32.
+    """A model of about a million parameters (plus a token table for text), on the CPU, in float32.
 
     Raises:
         ValueError: an unknown task or autoencoder.
@@ -89,7 +89,7 @@ def _kl_autoencoder() -> KLAutoencoder:
 
     blocks = ("DownEncoderBlock2D",) * 4
     return KLAutoencoder(
-        AutoencoderKLTemporalDecoder(block_out_channels=(32, 32, 32, 32), down_block_types=blocks, latent_channels=4)
+        AutoencoderKLTemporalDecoder(block_out_channels=(32,) * 4, down_block_types=blocks, layers_per_block=2)
     )
 
 
@@ -107,6 +107,7 @@ def _image_encoder() -> TransformersImageEncoder:
         image_size=224,
         patch_size=32,
         projection_dim=WIDTH,
+        hidden_act="gelu",
     )
     return TransformersImageEncoder(CLIPVisionModelWithProjection(config))
 

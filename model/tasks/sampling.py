@@ -66,7 +66,7 @@ class SamplingOptions:
 def guided(
     denoiser: Denoiser, conditioning: Conditioning, unconditional: Conditioning, scales: Tensor, *, two_pass: bool
 ) -> DenoiseFunction:
-    """Equation (3) as a denoise function. `scales` (B, T); where all are 1, the unconditional side is not computed."""
+    """Equation (4) as a denoise function. `scales` (B, T); where all are 1, the unconditional side is not computed."""
     if bool((scales == 1).all()):
         return lambda x, sigma: denoiser(x, sigma, conditioning)
     if two_pass:

@@ -1,7 +1,8 @@
-"""Text-to-video, with temporal prompting (paper section 4.2): the temporal attention may read a prompt of its own.
+"""Text-to-video (paper section 4.2, App. D.3), with temporal prompting (App. E.5.4, Fig. 22).
 
-Spatial layers say what is in the frames, temporal layers how it moves. Prompting them apart ("a dog" and "zooming in")
-controls motion without touching the content.
+With temporal prompting the temporal attention reads a prompt of its own. Spatial layers say what is in the frames,
+temporal layers how it moves: prompting them apart ("a dog" and "zooming in") controls motion without touching the
+content.
 """
 
 from collections.abc import Sequence

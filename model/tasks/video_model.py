@@ -36,26 +36,43 @@ class VideoModel:
     @classmethod
     def load(
         cls,
-        directory: str | Path,
+        path: str | Path,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         offload: bool = False,
+        allow_pickle: bool = False,
     ) -> "VideoModel":
-        """Read a model directory: one written by `save`, or a published diffusers directory of SVD.
+        """Read a model directory (one written by `save`, or a published diffusers directory of SVD), or a whole
+        generative-models checkpoint file such as svd.safetensors.
+
+        Args:
+            offload: leave the weights on the CPU until they are needed.
+            allow_pickle: also read pickled weights, which can run code when opened.
 
         Raises:
-            ModelDirectoryError: something is missing or contradictory; names the file.
+            ModelDirectoryError, CheckpointError: something is missing or contradictory; the message names the file.
         """
         from model.tasks.model_directory import load_model
+        from model.tasks.sgm_checkpoint import load_sgm_model
 
-        return load_model(Path(directory), device=device, dtype=dtype, offload=offload)
+        read = load_sgm_model if Path(path).is_file() else load_model
+        return read(Path(path), device=device, dtype=dtype, offload=offload, allow_pickle=allow_pickle)
 
-    def save(self, directory: str | Path) -> None:
-        """Write the directory; where all parts are diffusers', it opens as a StableVideoDiffusionPipeline."""
+    def save(self, path: str | Path) -> None:
+        """Write a directory; where all parts are diffusers', it opens as a StableVideoDiffusionPipeline. A path that
+        ends in .safetensors becomes one generative-models checkpoint (image-to-video only)."""
         from model.tasks.model_directory import save_model
+        from model.tasks.sgm_checkpoint import save_sgm_model
 
-        save_model(self, Path(directory))
+        (save_sgm_model if Path(path).suffix == ".safetensors" else save_model)(self, Path(path))
+
+    def settle(self) -> None:
+        """Fix all weights for sampling and bring them where they belong: what loading ends with."""
+        for part in self.modules():
+            part.requires_grad_(False).eval()
+            if not self.offloaded or part in (self.input_scale, self.mask_embedding):
+                part.to(self.device)
 
     @property
     def denoiser(self) -> Denoiser:

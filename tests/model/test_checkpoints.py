@@ -225,7 +225,7 @@ def test_saving_never_leaves_half_a_file_under_the_final_name(tmp_path, monkeypa
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("model.checkpoints.save_file", full_disk)
+    monkeypatch.setattr("model.weight_files.save_file", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot write \d+ MiB.*No space left"):
         save_unet(randomised(TINY, seed=1), tmp_path)
     assert weights.read_bytes() == before

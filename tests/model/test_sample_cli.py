@@ -139,6 +139,17 @@ def test_camera_lora_and_motion_score(work, tmp_path):
     assert frames["plain"] != frames["fast"]
 
 
+def _described(model: Path, **changes: object) -> str:
+    return json.dumps(json.loads((model / "clipmill.json").read_text()) | changes)
+
+
+def _with_file(work: Path, copy: Path, name: str, text: str) -> list[object]:
+    """The command line that uses a copy of the model with one file replaced."""
+    shutil.copytree(work / "image-to-video", copy)
+    (copy / name).write_text(text)
+    return ["image-to-video", "--model", copy, "--image", work / "a.png"]
+
+
 def test_mistakes_are_one_clear_line(work, tmp_path):
     model, picture = work / "image-to-video", work / "a.png"
     base = ["image-to-video", "--model", model, "--image", picture, "--steps", 2]
@@ -153,13 +164,21 @@ def test_mistakes_are_one_clear_line(work, tmp_path):
     fails("multiples of 8 for this model; the nearest is 48 x 32", *base, "--size", "50x33", "-o", tmp_path / "v.mp4")
     fails("width x height", *base, "--size", "big", "-o", tmp_path / "v.mp4")
     fails("do not know how to write .avi", *base, "-o", tmp_path / "v.avi")
-    fails("no such file", *base[:3], "--image", tmp_path / "none.png", "-o", tmp_path / "v.mp4")
+    fails("does not exist", *base[:3], "--image", tmp_path / "none.png", "-o", tmp_path / "v.mp4")
     fails("not an image", *base[:3], "--image", model / "clipmill.json", "-o", tmp_path / "v.mp4")
-    fails("is no directory", "image-to-video", "--model", tmp_path / "none", "--image", picture)
+    fails("does not exist", "image-to-video", "--model", tmp_path / "none", "--image", picture)
+    fails("unet/ and vae/ are needed", "image-to-video", "--model", tmp_path, "--image", picture)
     fails(
         "is for image to video, not for orbit", "orbit", "--model", model, "--image", picture, "-o", tmp_path / "v.mp4"
     )
     fails("give --video CLIP", "interpolation", "--model", work / "interpolation", "--image", picture)
+    fails("format 1 is needed", *_with_file(work, tmp_path / "m1", "clipmill.json", '{"format": 2}'))
+    fails("steps 'many'", *_with_file(work, tmp_path / "m2", "clipmill.json", _described(model, steps="many")))
+    fails("frames -3", *_with_file(work, tmp_path / "m3", "clipmill.json", _described(model, frames=-3)))
+    fails("expected an object", *_with_file(work, tmp_path / "m4", "unet/config.json", "[]"))
+    fails("a JSON object is needed", *_with_file(work, tmp_path / "m5", "vae/config.json", "[]"))
+    for folder in tmp_path.iterdir():
+        shutil.rmtree(folder)
     fails("exists and is not empty", "init", "orbit", model, "--tiny")
     assert not list(tmp_path.iterdir())
     copy = tmp_path / "unknown-motion"
@@ -170,6 +189,39 @@ def test_mistakes_are_one_clear_line(work, tmp_path):
         "does not say how its motion buckets were computed",
         *["image-to-video", "--model", copy, "--image", picture, "--motion-score", 1, "-o", tmp_path / "v.mp4"],
     )
+
+
+def test_options_that_are_no_use_are_refused_before_the_model_is_loaded(work, monkeypatch):
+    monkeypatch.setattr(VideoModel, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    base = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png"]
+    for message, *options in (
+        ("nan is no finite number", "--guidance", "nan"),
+        ("inf is no finite number", "--augmentation", "inf"),
+        ("not in the range", "--fps", 1e9),
+        ("not in the range", "--seed", 2**70),
+        ("'banana' cannot be used here", "--device", "banana"),
+        ("do not know how to write .png", "-o", "v.png"),
+    ):
+        result = run(*base, *options)
+        assert result.exit_code != 0
+        assert message in result.output, result.output
+
+
+def test_only_earlier_results_are_replaced(work, tmp_path):
+    common = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", *QUICK]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_text("precious")
+    result = run(*common, "-o", tmp_path / "photos")
+    assert result.exit_code == 1
+    assert "holds other files (holiday.jpg), which would be lost" in result.output
+    assert (tmp_path / "photos" / "holiday.jpg").read_text() == "precious"
+    assert "is a folder" in run(*common, "-o", (tmp_path / "photos").rename(tmp_path / "v.mp4")).output
+    (tmp_path / "note").write_text("precious")
+    assert "is a file" in run(*common, "-o", tmp_path / "note").output
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "0017.png").write_text("of an earlier, longer run")
+    succeed(*common, "-o", tmp_path / "frames")
+    assert len(list((tmp_path / "frames").iterdir())) == 4
 
 
 def test_another_frame_count_warns(work, tmp_path):

@@ -215,6 +215,39 @@ def test_missing_and_surplus_keys_are_listed(published, tmp_path):
         VideoModel.load(broken)
 
 
+@pytest.mark.parametrize(
+    ("part", "file", "pickled"),
+    [
+        ("vae", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+        ("image_encoder", "model.safetensors", "pytorch_model.bin"),
+    ],
+)
+def test_no_library_makes_up_the_weights_that_a_part_lacks(published, tmp_path, part, file, pickled):
+    """diffusers and transformers draw missing weights at random, with a warning; here it is an error."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(published, broken)
+    state = load_file(published / part / file)
+    first, *_, last = sorted(state)
+
+    def refused(message: str, changed: dict[str, Tensor]) -> None:
+        save_file(changed, broken / part / file, metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=message):
+            VideoModel.load(broken)
+
+    refused(rf"(?s){part}.*1 missing key:\s+{first}\b", {key: value for key, value in state.items() if key != first})
+    refused(r"(?s)11 surplus keys:.*and 1 more", state | {f"x{i}": torch.zeros(1) for i in range(11)})
+    refused(last, state | {last: torch.zeros(5, 5)})  # a wrong shape: the key is named
+    (broken / part / file).unlink()
+    torch.save(state, broken / part / pickled)
+    with pytest.raises(CheckpointError, match="is a pickle, which can run code"):
+        VideoModel.load(broken)
+    assert VideoModel.load(broken, allow_pickle=True).image_encoder is not None
+
+
 def test_only_image_to_video_can_do_without_a_description(published):
     model = copy.copy(VideoModel.load(published))
     model.description = replace(model.description, task="orbit")
