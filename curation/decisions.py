@@ -14,18 +14,20 @@ Reasons are `SCORE below`, `SCORE above`, `SCORE label`, `SCORE unscored` and `g
 that one reason only: the later scores were never asked for.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation import schema
 from curation.rules import Rule, Rules, RulesError, parse_rule
-from curation.score_table import ScoreTable, high_column, low_column, quote, text, unsigned
+from curation.score_columns import over_blocks
+from curation.score_table import ScoreTable, high_column, low_column, quote, text
 
 TABLE: pa.Schema = pa.schema(
     [
@@ -71,6 +73,8 @@ class Reason:
     drops: bool
     bit: int
     sql: str  # over `scores`; null counts as false
+    column: str  # what `test` looks at: a value column, `gate` or `missing`
+    test: Callable[[np.ndarray], np.ndarray]  # the same as `sql`, on a piece of that column
 
 
 def resolve(scores: ScoreTable, rules: Rules) -> list[Bound]:
@@ -86,12 +90,12 @@ def resolve(scores: ScoreTable, rules: Rules) -> list[Bound]:
             )
         low, high = rule.min, rule.max
         if rule.drop_lowest is not None and measured.scored:
-            values = scores.values(low_column(score, rule.frames))
-            cut = float(values[int(rule.drop_lowest * len(values))])
+            values = scores.ranked(low_column(score, rule.frames))
+            cut = values.at(int(rule.drop_lowest * values.count))
             low = cut if low is None else max(low, cut)
         if rule.drop_highest is not None and measured.scored:
-            values = scores.values(high_column(score, rule.frames))
-            cut = float(values[len(values) - 1 - int(rule.drop_highest * len(values))])
+            values = scores.ranked(high_column(score, rule.frames))
+            cut = values.at(values.count - 1 - int(rule.drop_highest * values.count))
             high = cut if high is None else min(high, cut)
         bounds.append(Bound(rule, as_compared(low), as_compared(high), measured.scored, measured.unscored))
     return bounds
@@ -107,61 +111,96 @@ def _float32(value: float) -> str:
 
 
 def reasons(scores: ScoreTable, bounds: Sequence[Bound]) -> list[Reason]:
-    """Every way in which a clip can fail these bounds: gates first, then the rules in their order.
-
-    Bit i of the mask is the i-th known score's bit of `scores.missing`, so that one operation tells all that could not
-    be scored; the other reasons follow.
-    """
+    """Every way in which a clip can fail these bounds: gates first, then the rules in their order."""
     found: list[Reason] = []
-    free = itertools.count(len(scores.known))
 
-    def add(text_: str, filter_: str, sql: str) -> None:
-        found.append(Reason(text_, filter_, unscored=False, drops=True, bit=next(free), sql=sql))
+    def add(text_: str, filter_: str, sql: str, column: str, test: Callable[[np.ndarray], np.ndarray]) -> None:
+        found.append(
+            Reason(text_, filter_, unscored=False, drops=True, bit=len(found), sql=sql, column=column, test=test)
+        )
 
     for number, gate in enumerate(scores.gates, start=1):
-        add(f"gate:{gate}", f"gate:{gate}", f"gate = {number}")
+        add(f"gate:{gate}", f"gate:{gate}", f"gate = {number}", "gate", partial(np.equal, number))
     for bound in bounds:
         name, score = bound.rule.score, scores.score(bound.rule.score)
-        low, high = quote(low_column(score, bound.rule.frames)), quote(high_column(score, bound.rule.frames))
+        low, high = low_column(score, bound.rule.frames), high_column(score, bound.rule.frames)
         if bound.low is not None:
-            add(f"{name} below", name, f"{low} < {_float32(bound.low)}")
+            test = partial(np.greater, np.float32(bound.low))
+            add(f"{name} below", name, f"{quote(low)} < {_float32(bound.low)}", low, test)
         if bound.high is not None:
-            add(f"{name} above", name, f"{high} > {_float32(bound.high)}")
+            test = partial(np.less, np.float32(bound.high))
+            add(f"{name} above", name, f"{quote(high)} > {_float32(bound.high)}", high, test)
         refused = set[str]()
         if bound.rule.labels is not None:
             refused |= set(scores.labels[name]) - set(bound.rule.labels)
         if bound.rule.not_labels is not None:
             refused |= set(scores.labels[name]) & set(bound.rule.not_labels)
         if refused:
-            codes = ", ".join(str(1 + scores.labels[name].index(label)) for label in sorted(refused))
-            add(f"{name} label", name, f"{low} IN ({codes})")
+            codes = sorted(1 + scores.labels[name].index(label) for label in refused)
+            table = np.zeros(256, bool)
+            table[codes] = True
+            add(f"{name} label", name, f"{quote(low)} IN ({', '.join(map(str, codes))})", low, table.__getitem__)
         if bound.unscored:
-            bit, drops = scores.known.index(score), bound.rule.on_error == "drop"
-            sql = f"missing & {1 << bit} != 0"
-            found.append(Reason(f"{name} unscored", name, unscored=True, drops=drops, bit=bit, sql=sql))
-    if any(reason.bit >= 64 for reason in found):
+            mask, drops = 1 << scores.known.index(score), bound.rule.on_error == "drop"
+            found.append(
+                Reason(
+                    f"{name} unscored", name, unscored=True, drops=drops, bit=len(found),
+                    sql=f"missing & {mask} != 0", column="missing", test=partial(_has_bit, mask),
+                )
+            )  # fmt: skip
+    if len(found) > 64:
         raise RulesError(f"{len(found)} rules and gates at once are more than can be told apart")
     return found
 
 
-def mask_sql(found: Sequence[Reason]) -> str:
-    """SQL over `scores`: a whole number whose bits are those of the reasons that hold."""
-    kind = unsigned(1 + max((reason.bit for reason in found), default=0))
-    gates, bits = [], []
-    unscored = sum(1 << reason.bit for reason in found if reason.unscored)
-    if unscored:
-        bits.append(f"(missing & {unscored})::{kind}")
-    for reason in found:
-        if _is_gate(reason):
-            gates.append(f"WHEN {reason.sql} THEN {1 << reason.bit}::{kind}")
-        elif not reason.unscored:
-            bits.append(f"CASE WHEN {reason.sql} THEN {1 << reason.bit}::{kind} ELSE 0::{kind} END")
-    whole = " | ".join(bits) or f"0::{kind}"
-    return f"CASE {' '.join(gates)} ELSE {whole} END" if gates else f"({whole})"
+def _has_bit(mask: int, values: np.ndarray) -> np.ndarray:
+    return (values & values.dtype.type(mask)) != 0
 
 
 def _is_gate(reason: Reason) -> bool:
     return reason.filter.startswith("gate:")
+
+
+def masks(scores: ScoreTable, found: Sequence[Reason]) -> np.ndarray:
+    """Per clip a whole number whose bits are those of the reasons that hold: unsigned (clips,).
+
+    A clip that a gate stopped has the gate's bit only.
+    """
+    kind = np.min_scalar_type((1 << max((reason.bit for reason in found), default=0) + 1) - 1)
+    made = np.zeros(scores.clips, kind)
+
+    def mark(block: slice) -> None:
+        planes: dict[int, np.ndarray] = {}  # eight bits at a time, in bytes: most of the work is done on those
+        for reason in found:
+            byte, bit = divmod(reason.bit, 8)
+            held = reason.test(scores.column(reason.column)[block]).view(np.uint8)
+            if bit:
+                held = np.left_shift(held, bit)
+            planes[byte] = held if byte not in planes else np.bitwise_or(planes[byte], held, out=planes[byte])
+        bytes_of = made[block].view(np.uint8).reshape(-1, kind.itemsize)
+        for byte, plane in planes.items():
+            bytes_of[:, byte] = plane
+        if gates:
+            stopped = np.flatnonzero(scores.columns.gate[block])
+            made[block][stopped] &= kind.type(gates)
+
+    gates = sum(1 << reason.bit for reason in found if _is_gate(reason))
+    over_blocks(scores.clips, mark)
+    return made
+
+
+def why(scores: ScoreTable, found: Sequence[Reason], places: Sequence[int]) -> list[list[str]]:
+    """The reasons that drop each of these clips, by their places in `scores`; an empty list for one that is kept."""
+    held = [reason.test(scores.column(reason.column)[np.asarray(places, np.int64)]) for reason in found]
+    gated = scores.columns.gate[np.asarray(places, np.int64)] > 0
+    return [
+        [
+            reason.text
+            for reason, hit in zip(found, held, strict=True)
+            if reason.drops and hit[i] and (not gated[i] or _is_gate(reason))
+        ]
+        for i in range(len(places))
+    ]
 
 
 @dataclass(frozen=True)
@@ -208,36 +247,68 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Marked:
-    """`scores` with a decision's mask beside every row: an SQL relation, and conditions over it."""
+    """`scores` with a decision's mask beside every row."""
 
     reasons: tuple[Reason, ...]
-    relation: str
-    kept: str  # true for a clip that nothing drops
+    masks: np.ndarray  # unsigned (clips,)
+    keeps: np.ndarray  # bool (clips,): nothing drops the clip
+    relation: str  # `scores` with the columns `mask` and `keep`
+
+    def has(self, reason: Reason) -> np.ndarray:
+        """Which clips have this reason: bool (clips,)."""
+        return (self.masks & self.masks.dtype.type(1 << reason.bit)) != 0
 
 
 @contextmanager
 def marked(scores: ScoreTable, bounds: Sequence[Bound]) -> Iterator[Marked]:
     """Compute the mask of every clip once, for as long as several questions are asked about the same bounds."""
     found = reasons(scores, bounds)
-    scores.con.execute(f"CREATE OR REPLACE TEMP TABLE masks AS SELECT {mask_sql(found)} AS mask FROM scores")
-    dropping = sum({1 << reason.bit for reason in found if reason.drops})
+    made = masks(scores, found)
+    dropping = made.dtype.type(sum({1 << reason.bit for reason in found if reason.drops}))
+    keeps = np.empty(scores.clips, bool)
+
+    def keep(block: slice) -> None:
+        np.equal(made[block] & dropping, 0, out=keeps[block])
+
+    over_blocks(scores.clips, keep)
+    scores.with_columns("marked_scores", mask=made, keep=keeps.view(np.uint8))
     try:
-        yield Marked(tuple(found), "scores POSITIONAL JOIN masks", f"mask & {dropping} = 0" if dropping else "true")
+        yield Marked(tuple(found), made, keeps, "marked_scores")
     finally:
-        scores.con.execute("DROP TABLE masks")
+        scores.con.unregister("marked_scores")
+
+
+_DENSE_BITS = 16  # up to here every combination of reasons has a place in a table
 
 
 def outcome(scores: ScoreTable, bounds: Sequence[Bound]) -> Outcome:
-    """Apply bounds to every clip at once: one scan of the score columns."""
+    """Apply bounds to every clip at once."""
     found = reasons(scores, bounds)
-    return outcome_of(scores, found, f"(SELECT {mask_sql(found)} AS mask, us FROM scores)")
+    return outcome_of(scores, found, masks(scores, found))
 
 
-def outcome_of(scores: ScoreTable, found: Sequence[Reason], relation: str) -> Outcome:
-    """The outcome of reasons whose mask a relation already holds."""
+def outcome_of(scores: ScoreTable, found: Sequence[Reason], made: np.ndarray) -> Outcome:
+    """The outcome of reasons whose masks are known."""
+    if len(found) <= _DENSE_BITS:
+        places = 1 << len(found)
+
+        def count(block: slice) -> tuple[np.ndarray, np.ndarray]:
+            return (
+                np.bincount(made[block], minlength=places),
+                np.bincount(made[block], weights=scores.columns.us[block], minlength=places),
+            )
+
+        clips, us = np.zeros(places, np.int64), np.zeros(places, np.int64)
+        for some, took in over_blocks(scores.clips, count):
+            clips += some
+            us += took.astype(np.int64)
+        there = np.flatnonzero(clips)
+        return Outcome(tuple(found), there.astype(np.uint64), clips[there], us[there])
+    scores.con.register("made", pa.table({"mask": pa.array(made), "us": pa.array(scores.columns.us)}))
     rows = scores.con.execute(
-        f"SELECT mask, count(*) AS clips, sum(us)::BIGINT AS us FROM {relation} GROUP BY mask ORDER BY mask"
+        "SELECT mask, count(*) AS clips, sum(us)::BIGINT AS us FROM made GROUP BY mask ORDER BY mask"
     ).fetchnumpy()
+    scores.con.unregister("made")
     return Outcome(
         tuple(found),
         np.asarray(rows["mask"], np.uint64),
@@ -251,24 +322,32 @@ def decided(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of decisions/NAME.parquet (schema TABLE), in order of clip_id; `extra` columns of clips/ behind them."""
     found = reasons(scores, bounds)
-    masks = outcome(scores, bounds).masks
-    names = {int(mask): [r.text for r in found if r.drops and int(mask) >> r.bit & 1] for mask in masks}
-    meaning = pa.table(
-        {"mask": pa.array(list(names), pa.uint64()), "reasons": pa.array(list(names.values()), pa.list_(pa.string()))}
-    )
+    made = masks(scores, found)
+    names = {
+        mask: [r.text for r in found if r.drops and mask >> r.bit & 1]
+        for mask in outcome_of(scores, found, made).masks.tolist()
+    }
     schema_ = pa.schema([*TABLE, *[schema.CLIPS.field(name) for name in extra]], TABLE.metadata)
-    scores.con.register("mask_meaning", meaning)
-    wanted = ", ".join(
-        ["c.clip_id", "len(m.reasons) = 0 AS keep", "m.reasons", *[f"c.{quote(name)}" for name in extra]]
-    )
-    reader = scores.con.sql(
-        f"SELECT {wanted} FROM (SELECT place, ({mask_sql(found)})::UBIGINT AS mask FROM scores) s "
-        "JOIN clips c USING (place) JOIN mask_meaning m USING (mask) ORDER BY c.clip_id"
-    ).to_arrow_reader(batch_rows)
-    for batch in reader:
-        columns = [column.cast(field.type) for column, field in zip(batch.columns, schema_, strict=True)]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema_)
-    scores.con.unregister("mask_meaning")
+    narrow = pa.schema([schema.CLIPS.field("clip_id"), *list(schema_)[3:], pa.field("mask", pa.uint64())])
+
+    def pieces() -> Iterator[pa.RecordBatch]:
+        for rows, table in scores.stream(["clip_id", *extra]):
+            mask = pa.array(made[rows].astype(np.uint64))
+            yield from table.append_column("mask", mask).cast(narrow).to_batches()
+
+    scores.con.register("decided", pa.RecordBatchReader.from_batches(narrow, pieces()))
+    try:
+        for batch in scores.con.sql("SELECT * FROM decided ORDER BY clip_id").to_arrow_reader(batch_rows):
+            # A clip's reasons are those of its mask: each list is made once for a batch, and taken as often as needed.
+            encoded = batch["mask"].dictionary_encode()
+            lists = pa.array([names[mask] for mask in encoded.dictionary.to_pylist()], pa.list_(pa.string()))
+            given = lists.take(encoded.indices)
+            columns = [batch["clip_id"], pc.equal(pc.list_value_length(given), 0), given]
+            columns += [batch[name] for name in extra]
+            cast = [column.cast(field.type) for column, field in zip(columns, schema_, strict=True)]
+            yield pa.RecordBatch.from_arrays(cast, schema=schema_)
+    finally:
+        scores.con.unregister("decided")
 
 
 def summary(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ A filter's drops are counted three ways: `alone`, as if it were the only one; `f
 filters before it; `only`, the clips that nothing else would have dropped.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import duckdb
@@ -19,17 +18,37 @@ import pyarrow as pa
 from curation import schema
 from curation.caption_words import caption_columns, captions
 from curation.decisions import Bound, Marked, Outcome, marked, outcome_of
-from curation.score_table import SchemaError, ScoreTable, check_version, high_column, low_column, quote, text
+from curation.score_columns import Ranked, over_blocks
+from curation.score_table import (
+    QUANTILES,
+    TOP,
+    SchemaError,
+    ScoreTable,
+    check_version,
+    high_column,
+    low_column,
+    quote,
+    text,
+)
 
 BINS = 48
-QUANTILES = (0.0, 0.01, 0.05, 0.1, 0.125, 0.25, 0.5, 0.75, 0.875, 0.9, 0.95, 0.99, 1.0)
+CORRELATED = 200_000  # clips that correlations are worked out on; evenly spaced ones where there are more
 LOSSES = {
     "lost_transition_s": "in gradual transitions",
     "lost_short_s": "in shots below the minimum length",
     "lost_keyframe_s": "between a cut and its key frame",
     "lost_error_s": "in clips that could not be made",
 }
-COSTS = {"probe_s": "probe", "cuts_s": "cuts", "clips_s": "clips", "scores_s": "scores", "text_s": "text"}
+COSTS = {
+    "probe_s": "probe",
+    "cuts_s": "cuts",
+    "clips_s": "clips",
+    "scores_s": "scores",
+    "flow_s": "flow",
+    "images_s": "images",
+    "captions_s": "captions",
+    "text_s": "text",
+}
 
 
 def open_sources(con: duckdb.DuckDBPyConnection, sources: Sequence[str] | pa.Table) -> None:
@@ -62,11 +81,11 @@ def open_sources(con: duckdb.DuckDBPyConnection, sources: Sequence[str] | pa.Tab
 def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
     """Every statistic of one decision. `open_sources` must have been called on the table's connection."""
     with marked(scores, bounds) as marks:
-        result = outcome_of(scores, marks.reasons, marks.relation)
-        funnel_ = funnel(intake(scores.con), result)
+        result = outcome_of(scores, marks.reasons, marks.masks)
+        funnel_ = funnel(scores.once("intake", lambda: intake(scores.con)), result)
         return {
             "schema": schema.VERSION,
-            "sources": sources_summary(scores.con),
+            "sources": scores.once("sources", lambda: sources_summary(scores.con)),
             "funnel": funnel_,
             "yield": yields(funnel_),
             "filters": filters(result, bounds),
@@ -74,8 +93,8 @@ def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
             "scores": {score.name: score_summary(scores, score, bounds, marks) for score in scores.known},
             "correlations": correlations(scores, bounds),
             "clips_per_source": clips_per_source(scores, marks),
-            "cost": cost(scores.con),
-            "captions": captions(scores.con, caption_columns()),
+            "cost": scores.once("cost", lambda: cost(scores.con)),
+            "captions": scores.once("captions", lambda: captions(scores.con, caption_columns(), files=scores.files)),
         }
 
 
@@ -173,12 +192,14 @@ def filters(result: Outcome, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
 
 def joint(result: Outcome) -> dict[str, Any]:
     """Clips and seconds that two steps both drop; the diagonal is what each drops alone."""
-    hits = [result.has(result.of(step)) for step in result.steps]
-    both = [[result.total(a & b) for b in hits] for a in hits]
+    hits = np.array([result.has(result.of(step)) for step in result.steps], np.float64)
+    hits = hits.reshape(len(result.steps), len(result.masks))
+    clips = (hits * result.clips) @ hits.T  # whole numbers below 2**53: exact
+    us = (hits * result.us) @ hits.T
     return {
         "filters": [f"{name} unscored" if unscored else name for name, unscored in result.steps],
-        "clips": [[clips for clips, _ in row] for row in both],
-        "seconds": [[seconds for _, seconds in row] for row in both],
+        "clips": clips.astype(np.int64).tolist(),
+        "seconds": (us / 1e6).tolist(),
     }
 
 
@@ -204,7 +225,7 @@ def score_summary(
     """
     measured = scores.measured[score.name]
     bound = _bound(bounds, score.name)
-    models, errors = scores.provenance(score)
+    told = scores.provenance(score)
     data: dict[str, Any] = {
         "kind": score.kind,
         "unit": score.unit,
@@ -212,34 +233,58 @@ def score_summary(
         "scored": measured.scored,
         "failed": measured.failed,
         "not_measured": measured.not_measured,
-        "models": models,
-        "errors": [{"reason": reason, "clips": count, "example": example} for reason, count, example in errors],
+        "models": dict(sorted(told.models.items(), key=lambda item: (-item[1], item[0]))),
+        "errors": [
+            {"reason": reason, "clips": count, "example": told.examples[reason]}
+            for reason, count in sorted(told.errors.items(), key=lambda item: (-item[1], item[0]))
+        ],
     }
     if not measured.scored:
         return data
     if score.kind == "label":
-        counted = _rows(
-            scores.con,
-            f"SELECT {quote(score.name)}, count(*), sum(us)::BIGINT, count(*) FILTER (WHERE {marks.kept}), "
-            f"coalesce(sum(us) FILTER (WHERE {marks.kept}), 0)::BIGINT FROM {marks.relation} "
-            f"WHERE {quote(score.name)} IS NOT NULL GROUP BY 1 ORDER BY 1",
-        )
         names = scores.labels[score.name]
+        clips, us, kept, kept_us = _counts(scores, marks, score.name, len(names) + 1, lambda codes: codes)
         data["labels"] = {
-            names[code - 1]: {"clips": n, "seconds": us / 1e6, "kept": {"clips": m, "seconds": kept_us / 1e6}}
-            for code, n, us, m, kept_us in counted
+            name: {
+                "clips": int(clips[code]),
+                "seconds": int(us[code]) / 1e6,
+                "kept": {"clips": int(kept[code]), "seconds": int(kept_us[code]) / 1e6},
+            }
+            for code, name in enumerate(names, start=1)
         }
         return data
     shown = shown_column(score, bound)
     data["shown"] = shown
-    data["quantiles"] = quantiles(scores.values(shown))
+    data["quantiles"] = quantiles(scores.ranked(shown))
     data["histogram"] = histogram(scores, shown, marks, None if fixed_axis else bound)
     return data
 
 
-def quantiles(values: np.ndarray) -> dict[str, float]:
-    """Exact quantiles of sorted float32 (n,): the value at position floor(q (n - 1)), so a value that occurs."""
-    return {f"{q:g}": float(str(values[int(q * (len(values) - 1))])) for q in QUANTILES}
+def quantiles(values: Ranked) -> dict[str, float]:
+    """Exact quantiles: the value at position floor(q (n - 1)), so a value that occurs."""
+    return {f"{q:g}": float(str(np.float32(values.quantile(q)))) for q in QUANTILES}
+
+
+def _counts(
+    scores: ScoreTable, marks: Marked, column: str, bins: int, place: Callable[[np.ndarray], np.ndarray]
+) -> list[np.ndarray]:
+    """Clips and microseconds per bin, of all clips and of those kept: four int64 (bins,).
+
+    `place` gives the bin, below `bins`, for each value of a piece of the column.
+    """
+
+    def count(block: slice) -> tuple[np.ndarray, np.ndarray]:
+        both = place(scores.columns.values[column][block]).astype(np.intp)
+        both += np.where(marks.keeps[block], bins, 0)
+        us = scores.columns.us[block]
+        return np.bincount(both, minlength=2 * bins), np.bincount(both, weights=us, minlength=2 * bins)
+
+    clips, us = np.zeros(2 * bins, np.int64), np.zeros(2 * bins)
+    for some, took in over_blocks(scores.clips, count):
+        clips += some
+        us += took
+    (dropped, kept), (dropped_us, kept_us) = clips.reshape(2, bins), us.astype(np.int64).reshape(2, bins)
+    return [dropped + kept, dropped_us + kept_us, kept, kept_us]
 
 
 def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | None) -> dict[str, Any]:
@@ -247,8 +292,8 @@ def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | Non
 
     The last bin also holds whatever lies above it: `beyond` says how many clips those are.
     """
-    values = scores.values(column)
-    low, high = float(values[0]), float(values[int(0.995 * (len(values) - 1))])
+    values = scores.ranked(column)
+    low, high = values.quantile(0.0), values.quantile(TOP)
     if bound is not None:
         low = min([low, *(b for b in (bound.low, bound.high) if b is not None)])
         high = max([high, *(b for b in (bound.low, bound.high) if b is not None)])
@@ -257,20 +302,14 @@ def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | Non
     if not high > low:
         high = low + (abs(low) * 0.01 or 1.0)
     width = (high - low) / BINS
-    place_of = f"floor(({quote(column)} - {low!r}::DOUBLE) / {width!r}::DOUBLE)"
-    counted = _rows(
-        scores.con,
-        f"SELECT least(greatest({place_of}, 0), {BINS - 1})::UTINYINT, {marks.kept}, count(*), sum(us)::BIGINT "
-        f"FROM {marks.relation} WHERE {quote(column)} IS NOT NULL GROUP BY 1, 2",
-    )
-    clips, kept = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    us, kept_us = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
-    for place, stays, n, total in counted:
-        clips[place] += n
-        us[place] += total
-        if stays:
-            kept[place] += n
-            kept_us[place] += total
+
+    def place(piece: np.ndarray) -> np.ndarray:
+        found = (piece - np.float64(low)) / width
+        np.maximum(found, 0, out=found)
+        np.minimum(found, BINS - 1, out=found)
+        return np.nan_to_num(found, copy=False, nan=BINS)  # one more bin, for the clips without a value
+
+    clips, us, kept, kept_us = (each[:BINS] for each in _counts(scores, marks, column, BINS + 1, place))
     return {
         "low": low,
         "high": high,
@@ -278,36 +317,52 @@ def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | Non
         "kept": kept.tolist(),
         "seconds": (us / 1e6).tolist(),
         "kept_seconds": (kept_us / 1e6).tolist(),
-        "beyond": int(len(values) - np.searchsorted(values, np.float32(high), side="right")),
+        "beyond": values.above(np.float32(high)),
     }
 
 
 def correlations(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
-    """Pearson correlation of every two numeric scores, over the clips that have both; null where it is undefined."""
+    """Pearson correlation of every two numeric scores, over the clips that have both; null where it is undefined.
+
+    Of more than CORRELATED clips, `read` evenly spaced ones are looked at: the error is below 0.005.
+    """
     columns = {
         score.name: shown_column(score, _bound(bounds, score.name))
         for score in scores.known
         if score.kind != "label" and scores.measured[score.name].scored > 1
     }
-    names = list(columns)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    matrix: list[list[float | None]] = [[1.0 if a == b else None for b in names] for a in names]
-    if pairs:
-        wanted = ", ".join(f"corr({quote(columns[a])}, {quote(columns[b])})" for a, b in pairs)
-        for (a, b), value in zip(pairs, _rows(scores.con, f"SELECT {wanted} FROM scores")[0], strict=True):
-            known = None if value is None or math.isnan(value) else round(value, 6)
-            matrix[names.index(a)][names.index(b)] = matrix[names.index(b)][names.index(a)] = known
-    return {"scores": names, "pearson": matrix}
+    return scores.once(("correlations", *columns.values()), lambda: _correlations(scores, columns))  # type: ignore[no-any-return]
+
+
+def _correlations(scores: ScoreTable, columns: dict[str, str]) -> dict[str, Any]:
+    stride = -(-scores.clips // CORRELATED) or 1
+    values = np.stack([scores.columns.values[column][::stride] for column in columns.values()] or [np.empty(0)])
+    there = (~np.isnan(values)).astype(np.float64)
+    n = there @ there.T  # clips that have both
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centre = np.nan_to_num(np.nansum(values, axis=1, dtype=np.float64) / there.sum(1))
+        x = np.nan_to_num(values.astype(np.float64) - centre[:, None])
+        mean = (x @ there.T) / n  # [i, j]: of score i, over the clips that have j too
+        variance = (x**2 @ there.T) / n - mean**2
+        pearson = ((x @ x.T) / n - mean * mean.T) / np.sqrt(variance * variance.T)
+    # What is left of a constant's variance is rounding: no correlation is defined.
+    varies = variance > 1e-18 * centre[:, None] ** 2
+    known = (n > 1) & varies & varies.T & np.isfinite(pearson)
+    matrix: list[list[float | None]] = [
+        [
+            1.0 if i == j else round(float(np.clip(pearson[i, j], -1, 1)), 6) if known[i, j] else None
+            for j in range(len(columns))
+        ]
+        for i in range(len(columns))
+    ]
+    return {"scores": list(columns), "pearson": matrix, "read": values.shape[-1]}
 
 
 def clips_per_source(scores: ScoreTable, marks: Marked) -> dict[str, Any]:
     """The paper's figure 2: how many sources have 0, 1, 2-3, 4-7, ... clips, before and after the decision."""
-    rows = _rows(
-        scores.con,
-        "SELECT before, after, count(*) FROM (SELECT count(*) AS before, "
-        f"count(*) FILTER (WHERE {marks.kept}) AS after FROM {marks.relation} GROUP BY source) GROUP BY 1, 2",
-    )
-    silent = _rows(scores.con, "SELECT count(*) FROM sources WHERE status = 'ok' AND coalesce(clips, 0) = 0")[0][0]
+    rows = _per_source_counts(scores, marks.keeps)
+    sql = "SELECT count(*) FROM sources WHERE status = 'ok' AND coalesce(clips, 0) = 0"
+    silent = scores.once("silent sources", lambda: _rows(scores.con, sql)[0][0])
     most = max((before for before, _, _ in rows), default=1)
     edges = [0, 1]
     while edges[-1] <= most:
@@ -327,6 +382,24 @@ def clips_per_source(scores: ScoreTable, marks: Marked) -> dict[str, Any]:
         "mean_before": total[0] / count if count else None,
         "mean_after": total[1] / count if count else None,
     }
+
+
+def _per_source_counts(scores: ScoreTable, keeps: np.ndarray) -> list[tuple[int, int, int]]:
+    """(clips, kept clips, sources with so many), for the sources that have clips."""
+    if not scores.clips:
+        return []
+    # The clips of a source follow one another in the files; where they do not, its runs are added up.
+    starts = np.flatnonzero(np.concatenate([[True], scores.source[1:] != scores.source[:-1]]))
+    before = np.diff(np.append(starts, scores.clips))
+    after = np.add.reduceat(keeps, starts, dtype=np.int64)
+    runs = scores.source[starts]
+    if len(np.unique(runs)) < len(runs):
+        _, run = np.unique(runs, return_inverse=True)
+        before = np.bincount(run, weights=before).astype(np.int64)
+        after = np.bincount(run, weights=after).astype(np.int64)
+    most = int(before.max()) + 1
+    pairs, number = np.unique(before * most + after, return_counts=True)
+    return [(*divmod(int(pair), most), int(n)) for pair, n in zip(pairs, number, strict=True)]
 
 
 PER_SOURCE: pa.Schema = pa.schema(
@@ -350,7 +423,7 @@ def per_source(scores: ScoreTable, bounds: Sequence[Bound], *, batch_rows: int =
             "coalesce(all_us, 0) / 1e6 AS candidate_s, coalesce(m, 0) AS kept_clips, "
             "coalesce(kept_us, 0) / 1e6 AS kept_s "
             "FROM sources LEFT JOIN (SELECT source, count(*) AS n, sum(us)::BIGINT AS all_us, "
-            f"count(*) FILTER (WHERE {marks.kept}) AS m, sum(us) FILTER (WHERE {marks.kept})::BIGINT AS kept_us "
+            f"count(*) FILTER (WHERE keep = 1) AS m, sum(us) FILTER (WHERE keep = 1)::BIGINT AS kept_us "
             f"FROM {marks.relation} GROUP BY source) ON status = 'ok' AND hash(source_id) = source ORDER BY source_uri"
         ).to_arrow_reader(batch_rows)
         for batch in reader:

@@ -7,16 +7,18 @@ The YAML file is written last and removed first: a decision exists when its YAML
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
 from curation import decisions
 from curation.rules import Rules, parse_rules
-from curation.score_table import SchemaError, ScoreTable
+from curation.score_table import SchemaError, ScoreTable, connect, view_clips
 from curation.statistics import open_sources
 from pipelines.dataset import Dataset
 
@@ -35,22 +37,48 @@ def open_scores(dataset: Dataset) -> ScoreTable:
         DatasetError: the path is not a dataset.
         SchemaError: its tables are of another schema version.
     """
+    clips, sources = _tables(dataset)
+    with _readable(dataset):
+        table = ScoreTable(clips)
+        open_sources(table.con, sources)
+    return table
+
+
+def open_clips(dataset: Dataset) -> duckdb.DuckDBPyConnection:
+    """A connection with the relation `clips` of `curation.score_table`, without the scores in memory.
+
+    Raises DatasetError or SchemaError, as `open_scores` does.
+    """
+    clips, _ = _tables(dataset)
+    con = connect()
+    with _readable(dataset):
+        view_clips(con, clips)
+    return con
+
+
+def _tables(dataset: Dataset) -> tuple[list[str] | pa.Table, list[str] | pa.Table]:
+    """The clips and the sources: as files where nobody is going to change those, else as they are now."""
     if not dataset.storage.exists():
         raise DatasetError(f"{dataset} does not exist")
     parts, source_parts = dataset.part_files("clips"), dataset.part_files("sources")
     if not parts and not source_parts and not dataset.storage.exists("job.yaml"):
         raise DatasetError(f"{dataset} is not a Clipmill dataset: it has neither job.yaml nor sources/ nor clips/")
-    finished = all(_COMPACTED.fullmatch(name) for name in [*parts, *source_parts])
+    if dataset.storage.is_local and all(_COMPACTED.fullmatch(name) for name in [*parts, *source_parts]):
+        clips = [dataset.storage.path(f"clips/{name}") for name in parts]
+        return clips, [dataset.storage.path(f"sources/{name}") for name in source_parts]
+    with _readable(dataset):
+        return dataset.clips(), dataset.sources()
+
+
+@contextmanager
+def _readable(dataset: Dataset) -> Iterator[None]:
+    """Say in a sentence that tables cannot be read."""
     try:
-        if dataset.storage.is_local and finished:
-            table = ScoreTable([dataset.storage.path(f"clips/{name}") for name in parts])
-            open_sources(table.con, [dataset.storage.path(f"sources/{name}") for name in source_parts])
-        else:
-            table = ScoreTable(dataset.clips())
-            open_sources(table.con, dataset.sources())
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, duckdb.Error) as error:
+        if isinstance(error, SchemaError):
+            raise
         raise SchemaError(f"{dataset}: its tables cannot be read ({str(error).splitlines()[0]})") from None
-    return table
 
 
 def check_name(name: str) -> str:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from curation.decisions import Bound, mask_sql, reasons
+import numpy as np
+
+from curation.decisions import Bound, Marked, marked
+from curation.score_columns import spread
 from curation.score_table import ScoreTable
 from curation.statistics import PER_SOURCE, per_source, statistics
 from pipelines import figures
@@ -25,7 +28,7 @@ from pipelines.decide import bounds_of, check_name, open_scores, read_decision, 
 _NUMBERS = re.compile(r"\[(\n(?:\s*(?:-?[\d.eE+-]+|null),?\s*)+\n\s*)\]")
 _SHOWN_KEPT = 24
 _SHOWN_PER_REASON = 12
-_SHOWN_SOURCES = 200
+SHOWN_SOURCES = 200
 
 
 def write_report(dataset: str | Dataset, name: str) -> str:
@@ -75,6 +78,7 @@ def render(
             card["figure"] = figures.histogram(summary["histogram"], resolved) if "histogram" in summary else None
             cards.append(card)
     stale = decision["clips"]["candidates"] != scores.clips
+    kept, dropped = _kept_and_dropped(dataset, scores, bounds)
     return (
         figures.environment()
         .get_template("report.html.j2")
@@ -89,33 +93,37 @@ def render(
             cards=cards,
             stale=decision["clips"]["candidates"] if stale else None,
             now=scores.clips,
-            kept=_thumbnails(dataset, scores, f"({_dropping(scores, bounds)}) = 0", _SHOWN_KEPT),
-            dropped=_dropped(dataset, scores, bounds),
-            sources=_sources(scores, bounds),
-            sources_left_out=max(0, found["sources"]["total"] - _SHOWN_SOURCES),
+            kept=kept,
+            dropped=dropped,
+            sources=sources_of(scores, bounds, SHOWN_SOURCES),
+            sources_left_out=max(0, found["sources"]["total"] - SHOWN_SOURCES),
         )
     )
 
 
-def _dropping(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
-    return mask_sql([reason for reason in reasons(scores, bounds) if reason.drops])
+def _kept_and_dropped(
+    dataset: Dataset, scores: ScoreTable, bounds: Sequence[Bound]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Some of the clips that are kept; and per reason, how many clips it drops, and some of them."""
+    with marked(scores, bounds) as marks:
+        kept = _thumbnails(dataset, scores, marks.keeps, _SHOWN_KEPT)
+        return kept, _dropped(dataset, scores, marks)
 
 
-def _dropped(dataset: Dataset, scores: ScoreTable, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
-    """Per reason: how many clips it drops, and some of them."""
+def _dropped(dataset: Dataset, scores: ScoreTable, marks: Marked) -> list[dict[str, Any]]:
     groups = []
-    for reason in reasons(scores, bounds):
-        if reason.drops:
-            clips = scores.con.execute(f"SELECT count(*) FROM scores WHERE {reason.sql}").fetchall()[0][0]
-            if clips:
-                shown = _thumbnails(dataset, scores, reason.sql, _SHOWN_PER_REASON)
-                groups.append({"reason": reason.text, "filter": reason.filter, "clips": clips, "shown": shown})
+    for reason in marks.reasons:
+        where = marks.has(reason)
+        if reason.drops and where.any():
+            shown = _thumbnails(dataset, scores, where, _SHOWN_PER_REASON)
+            clips = int(np.count_nonzero(where))
+            groups.append({"reason": reason.text, "filter": reason.filter, "clips": clips, "shown": shown})
     return groups
 
 
-def _thumbnails(dataset: Dataset, scores: ScoreTable, where: str, most: int) -> list[dict[str, Any]]:
-    """Up to `most` clips that satisfy `where`, spread over the dataset, the same ones every time."""
-    rows = scores.rows(f"SELECT place FROM scores WHERE {where} ORDER BY hash(place) LIMIT {most}")
+def _thumbnails(dataset: Dataset, scores: ScoreTable, where: np.ndarray, most: int) -> list[dict[str, Any]]:
+    """Up to `most` of the clips where `where` is true, spread over the dataset, the same ones every time."""
+    rows = scores.rows(spread(where, most))
     return [row | {"thumbnail": _thumbnail(dataset, row)} for row in rows]
 
 
@@ -132,19 +140,20 @@ def _thumbnail(dataset: Dataset, row: dict[str, Any]) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def _sources(scores: ScoreTable, bounds: Sequence[Bound]) -> list[dict[str, Any]]:
+def sources_of(scores: ScoreTable, bounds: Sequence[Bound], most: int) -> list[dict[str, Any]]:
     """The first sources by name, failed ones first, with what the decision keeps of each."""
     result = scores.con.execute(
         "SELECT source_id, source_uri, status, reason, duplicate_of, duration_s, clips, hash(source_id) AS source "
-        f"FROM sources ORDER BY status = 'ok', source_uri LIMIT {_SHOWN_SOURCES}"
+        f"FROM sources ORDER BY status = 'ok', source_uri LIMIT {int(most)}"
     )
     names = [column[0] for column in result.description or []]
     rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
     listed = ", ".join(str(row["source"]) for row in rows if row["status"] == "ok") or "NULL"
-    kept = scores.con.execute(
-        f"SELECT source, count(*), sum(us)::BIGINT FROM scores WHERE ({_dropping(scores, bounds)}) = 0 "
-        f"AND source IN ({listed}) GROUP BY 1"
-    ).fetchall()
+    with marked(scores, bounds) as marks:
+        kept = scores.con.execute(
+            f"SELECT source, count(*), sum(us)::BIGINT FROM {marks.relation} WHERE keep = 1 AND source IN ({listed}) "
+            "GROUP BY 1"
+        ).fetchall()
     by_source = {source: (clips, us / 1e6) for source, clips, us in kept}
     for row in rows:
         row["kept_clips"], row["kept_s"] = by_source.get(row["source"], (0, 0.0))

@@ -49,8 +49,7 @@ def read_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View)
         return None
     bounds = dataset.bounds(view.rules)
     places = dataset.ask("SELECT place FROM clips WHERE source_id = ? ORDER BY start_s", [row["source_id"]])
-    listed = ", ".join(str(int(each)) for (each,) in places)
-    around = dressed(dataset, bounds, dataset.rows(f"SELECT unnest([{listed}])"), view.query())
+    around = dressed(dataset, bounds, dataset.rows(place for (place,) in places), view.query())
     length = dataset.ask("SELECT max(duration_s) FROM sources WHERE source_id = ?", [row["source_id"]])[0][0]
     end = max(each["start_s"] + each["duration_s"] for each in around)
     reasons = dataset.reasons_of(bounds, [row])[0]
@@ -84,7 +83,7 @@ def show_clip(dataset: OpenDataset, found: Found | None, clip_id: str, view: Vie
             html('<h2 style="margin-top:16px">Where it comes from</h2>')
             html(part("pairs", [(label, _plain(key, row[key])) for key, label in _PROVENANCE.items()]))
     with ui.element("div").classes("top"):
-        ui.link("Back to deciding", f"{link}?{view.query()}")
+        ui.link("Back to deciding", f"/d/{dataset.name}?{view.query()}")
 
 
 def _scores(dataset: OpenDataset, row: dict[str, Any]) -> list[tuple[str, str]]:

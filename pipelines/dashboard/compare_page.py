@@ -75,7 +75,7 @@ class ComparePage:
             return []
         listed = ", ".join("?" for _ in why)
         places = self.data.ask(f"SELECT place FROM clips WHERE clip_id IN ({listed}) ORDER BY clip_id", list(why))
-        rows = self.data.rows(f"SELECT unnest([{', '.join(str(place) for (place,) in places)}])") if places else []
+        rows = self.data.rows(place for (place,) in places)
         return [
             row | {"reasons": why[row["clip_id"]], "look": "dropped", "query": f"decision={keeps}", "badge": ""}
             for row in rows

@@ -5,7 +5,7 @@ still being written is opened again when its list of files has changed.
 """
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,9 +15,13 @@ import numpy as np
 from curation import decisions, statistics
 from curation.decisions import Bound, Outcome
 from curation.rules import Rules
+from curation.score_columns import spread
 from curation.score_table import ScoreTable, high_column, low_column, quote
 from pipelines.dataset import Dataset
 from pipelines.decide import names, open_scores, write_decision
+from pipelines.report import sources_of
+
+_MOST_OPEN = 8  # datasets whose scores are held in memory
 
 
 @dataclass
@@ -43,6 +47,18 @@ class OpenDataset:
         self._files: list[str] = []
         self._intake: list[dict[str, Any]] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether its scores are in memory."""
+        return self._table is not None
+
+    def close(self) -> None:
+        """Let go of the memory; the next question opens it again."""
+        with self._lock:
+            if self._table is not None:
+                self._table.con.close()
+            self._table, self._files = None, []
+
     def decisions(self) -> list[str]:
         """Names of the decisions there are."""
         return names(self.dataset)
@@ -63,6 +79,7 @@ class OpenDataset:
             files = self.files()
             if self._table is None or files != self._files:
                 table = open_scores(self.dataset)
+                table.prepare()
                 if self._table is not None:
                     self._table.con.close()
                 self._table, self._files = table, files
@@ -82,11 +99,11 @@ class OpenDataset:
         """What share of the scored clips, in percent, lies below and above a bound; a search in sorted values."""
         score, frames, below, above = self.scores.score(bound.rule.score), bound.rule.frames, None, None
         if bound.low is not None and bound.scored:
-            values = self.scores.values(low_column(score, frames))
-            below = 100 * float(np.searchsorted(values, np.float32(bound.low), "left")) / len(values)
+            values = self.scores.ranked(low_column(score, frames))
+            below = 100 * values.below(np.float32(bound.low)) / values.count
         if bound.high is not None and bound.scored:
-            values = self.scores.values(high_column(score, frames))
-            above = 100 - 100 * float(np.searchsorted(values, np.float32(bound.high), "right")) / len(values)
+            values = self.scores.ranked(high_column(score, frames))
+            above = 100 * values.above(np.float32(bound.high)) / values.count
         return below, above
 
     def bounds(self, rules: Rules) -> list[Bound]:
@@ -107,29 +124,35 @@ class OpenDataset:
         with self._lock:
             return statistics.statistics(self.scores, bounds)
 
-    def rows(self, places: str) -> list[dict[str, Any]]:
+    def sources(self, bounds: Sequence[Bound], most: int) -> list[dict[str, Any]]:
+        """The first sources, failed ones first, with what the bounds keep of each."""
+        with self._lock:
+            return sources_of(self.scores, bounds, most)
+
+    def rows(self, places: Iterable[int]) -> list[dict[str, Any]]:
         """`ScoreTable.rows`."""
         with self._lock:
             return self.scores.rows(places)
 
     def reasons_of(self, bounds: Sequence[Bound], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Why each of these rows (of `rows`) would be dropped; an empty list for one that is kept."""
-        if not rows:
-            return []
-        found = decisions.reasons(self.scores, bounds)
-        listed = ", ".join(str(int(row["place"])) for row in rows)
-        masks = dict(self.ask(f"SELECT place, {decisions.mask_sql(found)} FROM scores WHERE place IN ({listed})"))
-        return [
-            [reason.text for reason in found if reason.drops and masks[row["place"]] >> reason.bit & 1] for row in rows
-        ]
+        with self._lock:
+            return decisions.why(self.scores, decisions.reasons(self.scores, bounds), [row["place"] for row in rows])
 
-    def kept_sql(self, bounds: Sequence[Bound]) -> str:
-        """SQL over `scores`: true for a clip that the bounds keep."""
-        dropping = [reason for reason in decisions.reasons(self.scores, bounds) if reason.drops]
-        return f"{decisions.mask_sql(dropping)} = 0" if dropping else "true"
+    def some(self, bounds: Sequence[Bound], which: str, most: int) -> list[dict[str, Any]]:
+        """Up to `most` rows, scattered over the dataset: `all`, `kept`, or those with the reason of that name."""
+        with self._lock, decisions.marked(self.scores, bounds) as marks:
+            if which == "all":
+                where = np.ones(self.scores.clips, bool)
+            elif which == "kept":
+                where = marks.keeps
+            else:
+                reason = next((each for each in marks.reasons if each.text == which), None)
+                where = marks.has(reason) if reason else np.zeros(self.scores.clips, bool)
+            return self.scores.rows(spread(where, most))
 
-    def around(self, bound: Bound, most: int) -> list[tuple[str, str]]:
-        """(title, query for places) of the clips just outside and just inside a bound, nearest first."""
+    def around(self, bound: Bound, most: int) -> list[tuple[str, list[dict[str, Any]]]]:
+        """(title, rows) of the clips just outside and just inside a bound, nearest first."""
         score, found = self.scores.score(bound.rule.score), []
         for edge, column, out, inside, word in (
             (bound.low, low_column(score, bound.rule.frames), "<", ">=", "below"),
@@ -141,12 +164,8 @@ class OpenDataset:
             for title, sign in ((f"Just {word}: dropped", out), ("Just inside: kept by this rule", inside)):
                 order = "DESC" if sign[0] == "<" else "ASC"
                 near = f"WHERE {name} {sign} {value} ORDER BY {name} {order}, place LIMIT {int(most)}"
-                found.append(
-                    (
-                        f"{title} ({score.name} {sign} {edge:.3g})".replace("<", "&lt;").replace(">", "&gt;"),
-                        f"SELECT place FROM scores {near}",
-                    )
-                )
+                places = [place for (place,) in self.ask(f"SELECT place FROM scores {near}")]
+                found.append((f"{title} ({score.name} {sign} {edge:.3g})", self.rows(places)))
         return found
 
     def write_decided(self, bounds: Sequence[Bound], extra: Sequence[str], writer: Any) -> None:
@@ -172,31 +191,65 @@ class OpenDataset:
     def clip(self, clip_id: str, place: int | None = None) -> dict[str, Any] | None:
         """A clip's row, found at once where `place` is right, by a search where it is not; None if there is none."""
         if place is not None:
-            near = self.rows(f"SELECT {int(place)}")
+            near = self.rows([place])
             if near and near[0]["clip_id"] == clip_id:
                 return near[0]
         found = self.ask("SELECT place FROM clips WHERE clip_id = ? LIMIT 1", [clip_id])
-        return self.rows(f"SELECT {found[0][0]}")[0] if found else None
+        return self.rows([found[0][0]])[0] if found else None
 
 
 class Registry:
-    """The datasets by the name that links use: the last part of their path, numbered where two are the same."""
+    """The datasets by the name that links use.
 
-    def __init__(self, roots: Iterable[str]) -> None:
-        self._by_name: dict[str, OpenDataset] = {}
-        for root in roots:
-            leaf = PurePosixPath(root.rstrip("/").rpartition("://")[2] or root).name or "dataset"
-            name, k = leaf, 2
-            while name in self._by_name:
-                name, k = f"{leaf}-{k}", k + 1
-            self._by_name[name] = OpenDataset(name, Dataset(root))
+    Given a list of places, a name is the last part of the path, numbered where two are the same. Given a callable, it
+    is asked at every request and says {name: place}: a service lists the datasets of its jobs, and whom it lets see
+    which is its own affair. A dataset that is no longer listed cannot be named any more.
+    """
 
-    def __iter__(self) -> Any:
-        return iter(self._by_name.values())
+    def __init__(self, roots: Iterable[str] | Callable[[], Mapping[str, str]]) -> None:
+        if callable(roots):
+            self._listed = roots
+        else:
+            named = _named(roots)
+            self._listed = lambda: named
+        self._lock = threading.Lock()
+        self._known: dict[str, OpenDataset] = {}  # the one used last is the last one
+
+    def _now(self) -> list[OpenDataset]:
+        listed = self._listed()
+        with self._lock:
+            for name in [name for name, each in self._known.items() if listed.get(name) != str(each.dataset)]:
+                self._known.pop(name).close()
+            for name, root in listed.items():
+                if name not in self._known:
+                    self._known[name] = OpenDataset(name, Dataset(root))
+            return [self._known[name] for name in listed]
+
+    def __iter__(self) -> Iterator[OpenDataset]:
+        return iter(self._now())
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._listed())
 
     def get(self, name: str) -> OpenDataset | None:
-        """The dataset of that name, if it is one of those shown."""
-        return self._by_name.get(name)
+        """The dataset of that name, if it is one of those shown. Others that were not asked for lately are closed."""
+        self._now()
+        with self._lock:
+            found = self._known.pop(name, None)
+            if found is not None:
+                self._known[name] = found
+            idle = [each for each in self._known.values() if each.is_open][:-_MOST_OPEN]
+        for each in idle:
+            each.close()
+        return found
+
+
+def _named(roots: Iterable[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for root in roots:
+        leaf = PurePosixPath(root.rstrip("/").rpartition("://")[2] or root).name or "dataset"
+        name, k = leaf, 2
+        while name in found:
+            name, k = f"{leaf}-{k}", k + 1
+        found[name] = root
+    return found

@@ -160,12 +160,7 @@ class DecidePage:
         kind, _, name = which.partition(":")
         if kind == "near":
             return self._both_sides(name, what)
-        where = "true"
-        if kind == "reason":
-            where = next((reason.sql for reason in what.outcome.reasons if reason.text == name), "false")
-        elif kind == "kept":
-            where = self.data.kept_sql(what.bounds)
-        rows = self.data.rows(f"SELECT place FROM scores WHERE {where} ORDER BY hash(place) LIMIT {self.shown}")
+        rows = self.data.some(what.bounds, name if kind == "reason" else kind, self.shown)
         badge = name.rpartition(" ")[0] if kind == "reason" and not name.startswith("gate:") else None
         grid = part("clips", dressed(self.data, what.bounds, rows, self.view.query(), badge), self.link)
         return grid if rows else '<p class="hint clips-none">No clips here.</p>', len(rows) == self.shown
@@ -173,12 +168,11 @@ class DecidePage:
     def _both_sides(self, name: str, what: WhatIf) -> tuple[str, bool]:
         bound = next(bound for bound in what.bounds if bound.rule.score == name)
         pieces, full = [], False
-        for title, sql in self.data.around(bound, self.shown // 2):
-            rows = self.data.rows(sql)
+        for title, rows in self.data.around(bound, self.shown // 2):
             full = full or len(rows) == self.shown // 2
             grid = part("clips", dressed(self.data, what.bounds, rows, self.view.query(), name), self.link)
             none = '<p class="hint clips-none">No clips here.</p>'
-            pieces.append(f"<div><h3>{title}</h3>{grid if rows else none}</div>")
+            pieces.append(f"<div>{part('title', title)}{grid if rows else none}</div>")
         return f'<div class="side">{"".join(pieces)}</div>', full
 
     # --- saved decisions ---
@@ -242,4 +236,4 @@ class DecidePage:
         ui.notify(text, type="warning" if made["errors"] else "positive", multi_line=True, timeout=10000)
 
     def _download(self, kind: str) -> None:
-        ui.navigate.to(f"{self.link}/download.{kind}?{self.view.query()}")
+        ui.navigate.to(f"/d/{self.data.name}/download.{kind}?{self.view.query()}")

@@ -13,7 +13,7 @@ from pipelines.dashboard.datasets import OpenDataset, Registry
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-PAGES = {"": "Decide", "/compare": "Compare", "/errors": "Errors", "/live": "Live"}
+PAGES = {"": "Decide", "/statistics": "Statistics", "/compare": "Compare", "/errors": "Errors", "/live": "Live"}
 
 _LINKS = """<nav aria-label="Pages">
 {% for path, text in pages.items() %}
@@ -31,6 +31,12 @@ def _environment() -> jinja2.Environment:
 def part(name: str, *args: Any) -> str:
     """The HTML of a macro of parts.html.j2, with everything in it escaped."""
     module: Any = _environment().get_template("dashboard/parts.html.j2").module
+    return str(getattr(module, name)(*args))
+
+
+def section(name: str, *args: Any) -> str:
+    """The HTML of a macro of sections.html.j2, which the report has too."""
+    module: Any = _environment().get_template("sections.html.j2").module
     return str(getattr(module, name)(*args))
 
 
@@ -62,6 +68,9 @@ def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str)
     ui.add_head_html(head())
     ui.colors(primary="#0f8b8d", accent="#e08a2e", negative="#c2485b")
     ui.dark_mode(None)
+    ui.context.client.on_exception(
+        lambda error: ui.notify(f"That did not work: {fault(error)}", type="negative", multi_line=True)
+    )
     with ui.element("header").classes("top"):
         name = dataset.name if dataset is not None else "Clipmill"
         html(_template("<h1>{{ name }}</h1>", name=name)).style("width: auto")
@@ -73,6 +82,11 @@ def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str)
 async def background(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Do work in a thread, so that other browsers need not wait for it."""
     return cast(_T, await run.io_bound(work, *args, **kwargs))
+
+
+def fault(error: Exception) -> str:
+    """An error that nobody foresaw, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def notice(text: str, *, bad: bool = False) -> ui.html:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from fastapi import FastAPI, Request
+from nicegui import app as pages
 from nicegui import ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -18,7 +19,8 @@ from pipelines.dashboard.decide_page import DecidePage
 from pipelines.dashboard.errors_page import read_errors, show_errors
 from pipelines.dashboard.files import routes
 from pipelines.dashboard.live_page import LivePage
-from pipelines.dashboard.page import background, frame, notice
+from pipelines.dashboard.page import background, fault, frame, head, notice
+from pipelines.dashboard.statistics_page import read_statistics, show_statistics
 from pipelines.dashboard.view import View, read_view
 from pipelines.decide import DatasetError
 
@@ -27,9 +29,18 @@ _PATIENCE_S = 120.0  # opening ten million clips takes a while; the page waits
 
 
 def attach(app: FastAPI, registry: Registry, *, base: str = "") -> None:
-    """Add the dashboard of these datasets to an application, under the path `base` (such as "/dashboard")."""
+    """Add the dashboard of these datasets to an application, under the path `base` (such as "/dashboard").
+
+    How a service mounts it, after its own routes (what is mounted last answers every path that is left below `base`):
+
+        attach(app, Registry(lambda: {job.id: job.output for job in jobs()}), base="/dashboard")
+
+    Every page and file then lies at /dashboard/d/JOB/...; middleware of `app` (authentication) comes before all of it,
+    NiceGUI's web socket included. Call it once per process: NiceGUI keeps one set of pages.
+    """
     app.include_router(routes(registry), prefix=base)
     _pages(registry, base)
+    pages.on_page_exception(_broken)
     ui.run_with(
         app,
         title="Clipmill",
@@ -55,6 +66,12 @@ def serve(roots: Sequence[str], *, host: str = "127.0.0.1", port: int = 8080) ->
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
+def _broken(error: Exception) -> None:
+    """The page that stands where one could not be built. The trace is in the server's log."""
+    ui.add_head_html(head())
+    notice(f"This page could not be built: {fault(error)}.", bad=True)
+
+
 def _open_all(registry: Registry) -> None:
     """Have the datasets open before somebody asks. What is wrong with one is said on its page."""
     for dataset in registry:
@@ -75,7 +92,7 @@ def _pages(registry: Registry, base: str) -> None:
         except (DatasetError, SchemaError, OSError) as error:
             notice(str(error), bad=True)
             return None
-        if not scores.clips and here in ("", "/compare"):
+        if not scores.clips and here in ("", "/compare", "/statistics"):
             notice(_nothing(dataset))
             return None
         return dataset
@@ -94,12 +111,12 @@ def _pages(registry: Registry, base: str) -> None:
     async def home() -> None:
         datasets = list(registry)
         if len(datasets) == 1:
-            ui.navigate.to(f"{base}/d/{datasets[0].name}")
+            ui.navigate.to(f"/d/{datasets[0].name}")  # NiceGUI puts what it is mounted under before it
             return
         frame(registry, None, "", base)
         with ui.element("div").classes("home"):
             for dataset in datasets:
-                with ui.link(target=f"{base}/d/{dataset.name}").classes("panel"):
+                with ui.link(target=f"/d/{dataset.name}").classes("panel"):
                     ui.label(dataset.name).style("font-size: 17px; font-weight: 650")
                     try:
                         scores = await background(dataset.reopen)
@@ -131,6 +148,13 @@ def _pages(registry: Registry, base: str) -> None:
             await ui.context.client.connected()
             if hasattr(page, "body"):
                 await page.show()
+
+    @ui.page("/d/{name}/statistics", response_timeout=_PATIENCE_S)
+    async def statistics(request: Request, name: str) -> None:
+        dataset = await opened(name, "/statistics")
+        if dataset is not None:
+            view = await asked(dataset, request)
+            show_statistics(dataset, await background(read_statistics, dataset, view), view)
 
     @ui.page("/d/{name}/errors", response_timeout=_PATIENCE_S)
     async def errors(name: str) -> None:

@@ -247,5 +247,5 @@ def test_the_papers_preset_leaves_out_what_was_not_measured_and_names_it() -> No
     assert [rule.score for rule in rules.rules] == ["motion.coarse"]
     assert rules.rules[0].drop_lowest == Fraction(1, 4)
     assert left_out == ["aesthetic", "similarity", "text_area"]
-    with pytest.raises(RulesError, match="there are: paper"):
+    with pytest.raises(RulesError, match="there are: offline, paper"):
         presets.read("../secrets")
