@@ -112,7 +112,7 @@ class CascadeDetector:
             film, [(int(numbers[b.before]), int(numbers[b.after])) for b, _ in found if b.kind == "hard"]
         )
         cuts = []
-        for boundary, rate in _merged_fades(found, run):
+        for boundary, rate in _merged(found, run):
             before, after = int(numbers[boundary.before]), int(numbers[boundary.after])
             if boundary.kind == "hard":
                 at = exact.get((before, after), after)
@@ -239,15 +239,14 @@ def _with_black_ends(
     return numbers, times, thumbs
 
 
-def _merged_fades(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundary, float]]:
+def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundary, float]]:
     """A fade out and the fade in after it become one transition; so do pieces of a gradual one that touch."""
     merged: list[tuple[Boundary, float]] = []
     for boundary, rate in found:
         if merged:
             earlier, earlier_rate = merged[-1]
             gap_s = run.times_s[boundary.before] - run.times_s[earlier.after]
-            touching = gap_s <= _TOUCHING_S and "gradual" in (boundary.kind, earlier.kind)
-            if touching or (gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()):
+            if gap_s <= _TOUCHING_S or (gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()):
                 score = max(earlier.score, boundary.score)
                 after = max(earlier.after, boundary.after)
                 merged[-1] = (Boundary(earlier.before, after, "gradual", score), min(rate, earlier_rate))

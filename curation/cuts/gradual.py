@@ -89,6 +89,7 @@ class MixtureLimits:
     bend: float = 0.12
     search_fps: float = 12.5  # spans are searched at this rate and refined at the decoded one
     ramp_error: float = 0.12  # of alpha against its ramp, still margins included
+    same: float = 0.7  # a span that shares this much with one that was tried is not tried
     sloppiness: float = 30.0  # of overlapping spans the one with most change * exp(-sloppiness * ramp error) stands
     # A span is believed if difference(ends) * exp(slack - doubt * off_line) >= 1: the further its frames lie off the
     # line, the more different the ends must be.

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from curation.cuts import CascadeDetector, Cut, detector
+from curation.cuts.cascade import _merged
+from curation.cuts.pairs import THUMB_BYTES
+from curation.cuts.shots import Boundary, Limits, Run
 from curation.errors import CannotDecode
 from curation.frames import FilmFrames
 from curation.probe import probe
@@ -94,6 +98,24 @@ def test_fades_at_the_ends_of_a_film_are_spans(tmp_path: Path) -> None:
     assert abs(opening.end_frame - 20) <= 3
     assert abs(closing.start_frame - (labels.frames - 20)) <= 3
     assert spans([middle]) == [("hard", 60, 60)]
+
+
+def test_a_fade_ends_where_it_ends_though_the_picture_moves_on(tmp_path: Path) -> None:
+    shots = (Shot("bikes.0", 100, move="pan", seed=4, speed=2.0), B)
+    labels = make_film(tmp_path / "a.mp4", shots, [Join("fade_black", 16), Join(), Join()], size=(640, 360))
+    opening, *_ = found(labels.path)
+    assert opening.start_frame == 0
+    assert abs(opening.end_frame - 16) <= 4
+
+
+def test_cuts_a_frame_or_two_apart_are_one_transition() -> None:
+    """No shot is so short: they are the large steps of one quick dissolve."""
+    rng = np.random.default_rng(0)
+    thumbs = rng.integers(0, 256, (40, THUMB_BYTES), dtype=np.uint8)
+    run = Run(thumbs, np.arange(40) / 60, Limits())
+    steps = [Boundary(17, 18, "hard", 3.0), Boundary(19, 20, "hard", 2.0), Boundary(30, 31, "hard", 4.0)]
+    merged = _merged([(step, 1.0) for step in steps], run)
+    assert [(b.kind, b.before, b.after) for b, _ in merged] == [("gradual", 17, 20), ("hard", 30, 31)]
 
 
 @pytest.mark.parametrize(
