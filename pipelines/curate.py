@@ -18,6 +18,7 @@ from pipelines.dataset import Dataset
 from pipelines.duplicates import near_duplicates_of
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
 from pipelines.live import describe, told
+from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
 from pipelines.spec import Spec
 
@@ -197,6 +198,7 @@ def _round(
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = Ledger.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # lives as long as we do
+    metrics = Metrics(dataset)
     waiting = dict.fromkeys(uris)
     for _attempt in range(spec.resources.attempts):
         progress.stage = "curating"
@@ -205,13 +207,14 @@ def _round(
                 raise JobFailed(note["message"])
             if kind == "receipt":
                 progress.clips += note["clips"]
+                metrics.segment(note)
                 row = committer.receipt(uri, note["index"], note.get("timings"))
                 progress.warnings += note.get("warnings", [])
             else:
                 row = committer.report(uri, note["row"], note["segments"])
             if row is not None:
                 del waiting[uri]
-                _count(progress, row, sizes)
+                _count(progress, row, sizes, metrics)
             show(progress)
         for uri in _overdue(ledger):
             if uri in waiting:
@@ -219,7 +222,7 @@ def _round(
                 limit = spec.resources.timeout
                 row = failed_row(uri, "timeout", f"not done after {limit:g} s of work (resources.timeout)")
                 committer.add(row)
-                _count(progress, row, sizes)
+                _count(progress, row, sizes, metrics)
         committer.forget_unfinished()
         if not waiting:
             return
@@ -227,7 +230,7 @@ def _round(
         row = failed_row(uri, "crashed", f"the worker process died {spec.resources.attempts} times on this source")
         row["size_bytes"] = sizes[uri]
         committer.add(row)
-        _count(progress, row, sizes)
+        _count(progress, row, sizes, metrics)
 
 
 def _overdue(ledger: Any) -> list[str]:
@@ -237,9 +240,10 @@ def _overdue(ledger: Any) -> list[str]:
     return overdue
 
 
-def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None]) -> None:
+def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None], metrics: Metrics) -> None:
     progress.sources_done += 1
     progress.waiting.pop(row["source_uri"], None)
     progress.bytes_done += sizes[row["source_uri"]] or 0
     progress.video_s += row["duration_s"] or 0.0
     progress.failed += row["status"] == "failed"
+    metrics.source(row, len(progress.waiting), progress.left_s)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from curation.structured_log import log_if_asked
 from pipelines.spec import Spec, SpecError, parse_spec, read_yaml
 
 
@@ -77,6 +78,7 @@ def run(spec: Spec, address: str | None, again: str) -> None:
     from pipelines.preflight import Refused
     from pipelines.progress import Display, summary
 
+    log_if_asked()
     signal.signal(signal.SIGTERM, _interrupt)
     for note in spec.models.notes():
         click.echo(f"clipmill: {note}", err=True)

@@ -39,11 +39,11 @@ def serve_command(
     on any other address make one first with `clipmill token make`. It can be killed and started again at any time.
     """
     from curation.input_policy import InputPolicy
+    from curation.structured_log import log_to_stderr
     from pipelines.preflight import Refused, locked
     from pipelines.ray_jobs import RayJobs
     from pipelines.service.app import LOOPBACK, serve
     from pipelines.service.jobs import Jobs
-    from pipelines.service.structured_log import log_to_stderr
     from pipelines.service.tokens import TokenError, TokenStore, default_path
 
     tokens = None if host in LOOPBACK else TokenStore(default_path())

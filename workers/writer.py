@@ -1,10 +1,17 @@
 """The actor that stores segments. It is the only one that writes to the dataset."""
 
+import logging
+import os
+
 import pyarrow as pa
 
-from curation.segment import write_segment
+from curation.schema import SCORES
+from curation.segment import Segment, write_segment
 from curation.storage import Storage
+from curation.structured_log import log_if_asked
 from workers.wire import message, messages, unpack
+
+log = logging.getLogger("clipmill.writer")
 
 
 class WriterActor:
@@ -12,6 +19,7 @@ class WriterActor:
 
     def __init__(self, output: str) -> None:
         self._storage = Storage(output)
+        log_if_asked()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Messages in, as many small messages out.
@@ -27,10 +35,21 @@ class WriterActor:
             segment = unpack(note["source_id"], note["index"], clips)
             receipt = note | {"clips": len(segment.clips)}
             receipt["seconds"] = sum(clip.row["duration_s"] for clip in segment.clips)
+            receipt["errors"] = _unscored(segment)
             try:
                 receipt["bytes"] = write_segment(self._storage, segment)
                 answers.append(message("receipt", uri, receipt))
+                ids = {"job": os.environ.get("CLIPMILL_JOB"), "source_id": segment.source_id, "source_uri": uri}
+                log.info("segment stored", extra={"ids": ids | {"clips": [c.row["clip_id"] for c in segment.clips]}})
             except Exception as error:  # object stores have their own kinds
                 said = f"cannot write to {self._storage.root}: {error or type(error).__name__}"
                 answers.append(message("abort", uri, {"message": said}))
         return pa.concat_tables(answers)
+
+
+def _unscored(segment: Segment) -> dict[str, int]:
+    """Clips that could not be scored, by score."""
+    found = {
+        score.name: sum(clip.row.get(f"{score.column}_error") is not None for clip in segment.clips) for score in SCORES
+    }
+    return {name: number for name, number in found.items() if number}

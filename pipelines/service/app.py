@@ -62,10 +62,10 @@ def create_app(jobs: Jobs, tokens: TokenStore | None, *, dashboard: bool = True,
     _answer_in_one_sentence(app)
     app.openapi = lambda: _openapi(app, needs_token=tokens is not None)  # type: ignore[method-assign]
     if dashboard:
+        from pipelines.dashboard.datasets import Registry
         from pipelines.dashboard.server import attach
-        from pipelines.service.datasets import JobDatasets
 
-        attach(app, JobDatasets(jobs))
+        attach(app, Registry(lambda: {job.record.id: jobs.storage(job.record.id).root for job in jobs.list()}))
     app.add_middleware(Gate, tokens=tokens, failures=failures)
     if tokens is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_NAMES)

@@ -4,12 +4,14 @@ Parts never change once they are there, so each is read once, and only the colum
 changed between two runs counts twice until the job's last step has merged the parts.
 """
 
+import io
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from curation.schema import SCORES
 from curation.statistics import COSTS, LOSSES
@@ -71,8 +73,7 @@ class Tallies:
 
 
 def _sources(dataset: Dataset, name: str) -> Tally:
-    columns = ["status", "reason", "clips", "duration_s", "kept_s", *COSTS, *LOSSES]
-    table = dataset.read_table(name, columns)
+    table = dataset.read_table(name)
     failed = table.filter(pc.equal(table["status"], "failed"))
     return Tally(
         sources=_counts(table["status"]),
@@ -80,14 +81,16 @@ def _sources(dataset: Dataset, name: str) -> Tally:
         clips=int(_sum(table["clips"])),
         video_s=_sum(table["duration_s"]),
         kept_s=_sum(table["kept_s"]),
-        cpu_s=Counter({stage: _sum(table[column]) for column, stage in COSTS.items()}),
+        cpu_s=Counter({stage: _sum(table[column]) for column, stage in COSTS.items() if column in table.column_names}),
         lost_s=Counter({column: _sum(table[column]) for column in LOSSES}),
     )
 
 
 def _clips(dataset: Dataset, name: str) -> Tally:
-    table = dataset.read_table(name, [f"{score.column}_error" for score in SCORES])
-    errors = {score.name: table.num_rows - table[f"{score.column}_error"].null_count for score in SCORES}
+    file = pq.ParquetFile(io.BytesIO(dataset.storage.read(name)))
+    columns = {f"{score.column}_error": score.name for score in SCORES}
+    table = file.read([column for column in columns if column in file.schema_arrow.names])
+    errors = {columns[column]: table.num_rows - table[column].null_count for column in table.column_names}
     return Tally(score_errors=Counter({score: number for score, number in errors.items() if number}))
 
 

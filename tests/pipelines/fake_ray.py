@@ -9,10 +9,11 @@ from pipelines.spec import Spec
 
 @dataclass
 class FakeRay(RayJobs):
-    """A cluster of `cpus` CPUs. Jobs stay pending until `set` says otherwise."""
+    """A cluster of `cpus` CPUs. Jobs stay as they were submitted until `set` says otherwise."""
 
     cpus: float = 4.0
     up: bool = True
+    fate: Status = "PENDING"
 
     def __post_init__(self) -> None:
         self.address = "http://ray.test"
@@ -36,7 +37,7 @@ class FakeRay(RayJobs):
         assert id is not None
         self.specs.append(spec)
         self.environments.append(environment)
-        self.jobs.setdefault(id, RayJob(id, "PENDING", spec.output, "", None))
+        self.jobs.setdefault(id, RayJob(id, self.fate, spec.output, "", None))
         return id
 
     def list(self) -> list[RayJob]:

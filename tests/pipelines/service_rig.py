@@ -29,9 +29,12 @@ _ENVIRONMENT = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that neither Ray (10002-19999) nor the system (from 32768 on) gives to somebody else meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Rig:
@@ -116,7 +119,7 @@ class Rig:
 
     def kill_worker(self, which: random.Random) -> bool:
         """Kill one actor that works on sources or writes segments."""
-        return _kill(which, [each for each in self._processes() if _command(each).startswith("ray::MapWorker")])
+        return _kill(which, [each for each in self._processes() if "MapWorker" in _command(each)])
 
     def kill_raylet(self, which: random.Random) -> bool:
         """Kill the second node's raylet: its workers end with it. Another node takes its place."""
@@ -131,7 +134,7 @@ class Rig:
         return self._replace_node()
 
     def working_nodes(self) -> int:
-        """How many nodes have an actor that works on sources."""
+        """How many nodes have an actor of a job."""
         return sum(
             any("SourceActor" in _command(each) for each in self._below(node))
             for node in self._cluster.list_all_nodes()

@@ -9,7 +9,7 @@ import pytest
 from pipelines.dataset import Dataset
 from tests.media import film
 from tests.pipelines.service_rig import Rig
-from tests.pipelines.test_job import content, curate, job
+from tests.pipelines.test_job import content
 
 pytestmark = pytest.mark.timeout(900)  # wall seconds on a busy machine
 
@@ -22,22 +22,23 @@ def write_films(folder: Path, number: int) -> Path:
     return folder
 
 
-def test_jobs_survive_the_death_of_every_process(ray_cluster: object, tmp_path: Path) -> None:
+def test_jobs_survive_the_death_of_every_process(tmp_path: Path) -> None:
     films = write_films(tmp_path / "films", 8)
-    undisturbed = content(curate(job(films, tmp_path / "undisturbed")))
     which = random.Random(0)
     with Rig(tmp_path, films) as rig:
+        rig.wait(rig.submit("undisturbed"))
+        undisturbed = content(Dataset(rig.folder / "data" / "undisturbed"))
         assert rig.submit("one", resources={"attempts": 9}) == "one"
         assert rig.submit("two", resources={"attempts": 9}) == "two"
         for name in ("one", "two"):
             rig.wait(name, until=("running",))
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 90
         while rig.working_nodes() < 2:
-            assert time.monotonic() < deadline, "both nodes are to work on sources"
+            assert time.monotonic() < deadline, f"both nodes are to work: {rig.client.jobs()} {rig.commands()}"
             time.sleep(0.1)
         assert rig.kill_worker(which)
         assert rig.kill_service(which)
-        assert {each["id"]: each["state"] for each in rig.client.jobs()}.keys() == {"one", "two"}
+        assert {each["id"]: each["state"] for each in rig.client.jobs()}.keys() >= {"one", "two"}
         assert rig.kill_driver(which)
         assert rig.kill_node(which)
         for name in ("one", "two"):

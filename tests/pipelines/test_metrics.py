@@ -1,0 +1,79 @@
+"""A real Prometheus reads what a job on a real Ray exports; every panel of the Grafana dashboard finds its numbers."""
+
+import json
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+
+from pipelines.curate import curate
+from pipelines.spec import parse_spec
+from tests.media import film
+from tests.pipelines.conftest import Cluster
+from tests.pipelines.service_rig import free_port
+
+pytestmark = pytest.mark.timeout(900)
+
+DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "clipmill.json"
+WITHOUT_GPU = ("ray_node_gpus_utilization",)
+Query = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def query(ray_cluster: Cluster, tmp_path: Path) -> Iterator[Query]:
+    """Asks a Prometheus that reads the test's Ray."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        pytest.fail("no Prometheus on this machine: apt-get install prometheus (deploy/system-packages.sh does it)")
+    target, port = f"127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}", free_port()
+    config = {"global": {"scrape_interval": "1s"}}
+    config |= {"scrape_configs": [{"job_name": "ray", "static_configs": [{"targets": [target]}]}]}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    command = [binary, f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log)
+
+    def ask(expression: str) -> list[dict[str, Any]]:
+        url = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': expression})}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+            return found
+
+    yield ask
+    process.kill()
+    process.wait()
+
+
+def test_the_dashboard_finds_a_jobs_numbers(query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPMILL_JOB", "measured")
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "good.mp4").write_bytes(film("bikes.mp4").read_bytes())
+    (tmp_path / "films" / "bad.mp4").write_text("no film")
+    data = {"input": {"uris": [str(tmp_path / "films")]}, "output": str(tmp_path / "out"), "scores": {"text": "off"}}
+    dataset = curate(parse_spec(data | {"clips": {"min": "1 s", "max": "4 s"}}, "test"))
+    deadline = time.monotonic() + 120
+    while not query('rate(ray_clipmill_sources_total{job="measured"}[5m])'):  # Ray reports every ten seconds
+        assert time.monotonic() < deadline, query('{__name__=~"ray_clipmill.*"}')
+        time.sleep(1)
+    dashboard = json.loads(DASHBOARD.read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    empty = [each for each in expressions if not query(each.replace("$job", "measured"))]
+    assert [each for each in empty if not any(name in each for name in WITHOUT_GPU)] == []
+
+    def value(expression: str) -> float:
+        return float(query(expression)[0]["value"][1])
+
+    row = dataset.sources().to_pylist()[1]
+    assert value('ray_clipmill_sources_total{job="measured",outcome="ok"}') == 1
+    assert value('ray_clipmill_errors_total{job="measured",reason="not_a_video"}') == 1
+    assert value('ray_clipmill_clips_total{job="measured"}') == row["clips"]
+    assert value('ray_clipmill_kept_seconds_total{job="measured"}') == pytest.approx(row["kept_s"])
+    assert value('ray_clipmill_stage_seconds_total{job="measured",stage="cuts"}') == pytest.approx(row["cuts_s"])
