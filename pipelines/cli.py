@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cluster": ("pipelines.serve_cli:cluster_command", "run Ray on this machine, for serve and submit"),
     "serve": ("pipelines.serve_cli:serve_command", "serve jobs over HTTP, with a page and the dashboard"),
     "token": ("pipelines.serve_cli:token_command", "who may use the service"),
+    "plan": ("pipelines.plan_cli:plan_command", "hours, nodes and cost of a corpus, from what a sample has measured"),
     "submit": ("pipelines.submit_cli:submit", "send a job to the service (or, with --ray, to a cluster)"),
     "list": ("pipelines.submit_cli:list_jobs", "all submitted jobs"),
     "status": ("pipelines.submit_cli:status", "how a submitted job is doing"),
