@@ -102,6 +102,7 @@ class Gate:
                 return RedirectResponse(f"/login?next={quote(scope['path'])}", 303)
             return refusal(401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"})
         scope["principal"] = principal
+        scope["may_change"] = principal is not None and principal.may("submit")  # what the dashboard asks
         return None
 
     def refused(self, scope: Scope, message: str) -> Response:

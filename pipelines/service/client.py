@@ -53,6 +53,10 @@ class Client:
         """Carry a job on."""
         return dict(self._ask("POST", f"/api/jobs/{job}/resume"))
 
+    def delete(self, job: str) -> None:
+        """Delete an ended job and its dataset."""
+        self._ask("DELETE", f"/api/jobs/{job}")
+
     def logs(self, job: str) -> str:
         """What a job has printed."""
         return "".join(self._stream(f"/api/jobs/{job}/logs"))
@@ -67,7 +71,7 @@ class Client:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         self._check(answer)
-        return answer.json()
+        return answer.json() if answer.content else None
 
     def _stream(self, path: str) -> Iterator[str]:
         try:
