@@ -38,19 +38,10 @@ def squared_distances(rows: np.ndarray) -> np.ndarray:
     return np.maximum(norms[:, None] + norms[None] - 2 * products, 0) / rows.shape[1]
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """A span of a window that a mixture of its ends explains: positions of the last and first pure frame."""
+def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits") -> np.ndarray:
+    """(k, 2) spans of a window that a mixture of their ends explains: positions of the last and the first pure frame.
 
-    start: int
-    end: int
-    change: float  # root mean square distance between the two ends, in grey levels
-    off_line: float  # root mean square distance of the frames between from the line, as a share of `change`
-    bend: float  # mean |alpha_t - its straight line|
-
-
-def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits") -> list[Mixture]:
-    """All spans of a window that pass the limits, most change first.
+    Those with most change come first. Of spans that share much of what they cover, only the first is given.
 
     Args:
         distances: squared distances of the window's frames (n, n).
@@ -71,11 +62,17 @@ def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits"
     line = (times_s - times_s[starts][:, None]) / length
     bend = np.where(between, np.abs(alpha - line), 0).sum(1) / count
     good = np.flatnonzero((off2 <= limits.off_line**2) & (bend <= limits.bend))
-    found = [
-        Mixture(int(starts[k]), int(ends[k]), float(np.sqrt(total[k, 0])), float(np.sqrt(off2[k])), float(bend[k]))
-        for k in good
-    ]
-    return sorted(found, key=lambda m: m.change * (1 - 2 * m.bend - 0.5 * m.off_line), reverse=True)
+    change = np.sqrt(total[good, 0]) * (1 - 2 * bend[good] - 0.5 * np.sqrt(off2[good]))
+    order = good[np.argsort(-change, kind="stable")]
+    starts, ends = starts[order], ends[order]
+    chosen: list[tuple[int, int]] = []
+    while len(starts):
+        start, end = int(starts[0]), int(ends[0])
+        chosen.append((start, end))
+        shared = np.minimum(end, ends) - np.maximum(start, starts)
+        other = shared <= limits.same * (np.maximum(end, ends) - np.minimum(start, starts))
+        starts, ends = starts[other], ends[other]
+    return np.array(chosen, np.int64).reshape(-1, 2)
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,7 @@ class MixtureLimits:
     bend: float = 0.12
     search_fps: float = 12.5  # spans are searched at this rate and refined at the decoded one
     ramp_error: float = 0.12  # of alpha against its ramp, still margins included
-    same: float = 0.7  # a span that shares this much with one that was tried is not tried
+    same: float = 0.7  # of two spans that share more of what they cover, the one with more change is tried
     sloppiness: float = 30.0  # of overlapping spans the one with most change * exp(-sloppiness * ramp error) stands
     # A span is believed if difference(ends) * exp(slack - doubt * off_line) >= 1: the further its frames lie off the
     # line, the more different the ends must be.

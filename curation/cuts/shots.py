@@ -36,12 +36,6 @@ class Boundary:
     lone: bool = False  # a hard cut that is one step between two pictures: surely no part of a longer transition
 
 
-def _alike(start: int, end: int, other_start: int, other_end: int) -> float:
-    """What two spans share over what they cover together."""
-    shared = min(end, other_end) - max(start, other_start)
-    return shared / (max(end, other_end) - min(start, other_start)) if shared > 0 else 0.0
-
-
 class Run:
     """Consecutive decoded frames of a film: thumbs (N, THUMB_BYTES) and display times (N,) in seconds."""
 
@@ -132,12 +126,7 @@ class Run:
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
         thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
         spans: dict[tuple[int, int], tuple[float, float]] = {}  # refined spans: (how well they explain, belief)
-        tried: list[tuple[int, int]] = []
-        for mixture in mixtures(distances[np.ix_(thin, thin)], times[thin], limits):
-            start, end = int(thin[mixture.start]), int(thin[mixture.end])
-            if any(_alike(start, end, *other) > limits.same for other in tried):
-                continue
-            tried.append((start, end))
+        for start, end in thin[mixtures(distances[np.ix_(thin, thin)], times[thin], limits)].tolist():
             if self.difference(low + start, low + end) < 0.7:
                 continue
             start, end, error = self._refined(distances, times, start, end, low)
