@@ -6,6 +6,7 @@ import time
 import pyarrow as pa
 
 from curation.stages import Stage, run
+from curation.tracing import span
 from workers.wire import message, messages, pack, unpack
 
 
@@ -21,7 +22,8 @@ def score_segments(batch: pa.Table, stage: Stage, clock: str, *, key_frames: boo
         if kind == "segment" and clips is not None:
             segment = unpack(note["source_id"], note["index"], clips)
             began = time.process_time()
-            with _Warnings() as said:
+            name = clock.removesuffix("_s")
+            with _Warnings() as said, span(name, uri, segment=note["index"], clips=len(segment.clips)):
                 run(stage, segment.clips)
             note.setdefault("timings", {})[clock] = time.process_time() - began
             if said.messages:

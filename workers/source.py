@@ -1,6 +1,7 @@
 """The actor that takes a source apart: everything that shares the source's decode."""
 
 import faulthandler
+import json
 import os
 import tempfile
 import threading
@@ -19,8 +20,10 @@ from curation.errors import CannotDecode
 from curation.input_policy import Forbidden, enforce
 from curation.segment import Segment
 from curation.source import SourceSettings, SourceStage, failed_row
+from curation.tracing import span
 from workers.wire import message, pack
 
+_TRACED = ("source_id", "status", "reason", "clips", "duration_s", "probe_s", "cuts_s", "clips_s", "scores_s")
 _GRACE_S = 30.0  # for a thread that waits for the interpreter lock; then the process is ended from outside Python
 
 
@@ -45,7 +48,12 @@ class SourceActor:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """One message per segment as it is finished, and a report for each source of the batch."""
         for uri in batch["uri"].to_pylist():
-            yield from self._within_time(uri, self._messages(uri))
+            with span("source", uri) as said:
+                for part in self._within_time(uri, self._messages(uri)):
+                    if part["kind"][0].as_py() == "report":
+                        row = json.loads(part["note"][0].as_py())["row"]
+                        said |= {key: row.get(key) for key in _TRACED}
+                    yield part
 
     def _messages(self, uri: str) -> Iterator[pa.Table]:
         try:

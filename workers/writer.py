@@ -9,6 +9,7 @@ from curation.schema import SCORES
 from curation.segment import Segment, write_segment
 from curation.storage import Storage
 from curation.structured_log import log_if_asked
+from curation.tracing import span
 from workers.wire import message, messages, unpack
 
 log = logging.getLogger("clipmill.writer")
@@ -35,9 +36,11 @@ class WriterActor:
             segment = unpack(note["source_id"], note["index"], clips)
             receipt = note | {"clips": len(segment.clips)}
             receipt["seconds"] = sum(clip.row["duration_s"] for clip in segment.clips)
-            receipt["errors"] = _unscored(segment)
+            if errors := _unscored(segment):
+                receipt["errors"] = errors
             try:
-                receipt["bytes"] = write_segment(self._storage, segment)
+                with span("store", uri, segment=segment.index, clips=len(segment.clips)) as traced:
+                    receipt["bytes"] = traced["bytes"] = write_segment(self._storage, segment)
                 answers.append(message("receipt", uri, receipt))
                 ids = {"job": os.environ.get("CLIPMILL_JOB"), "source_id": segment.source_id, "source_uri": uri}
                 log.info("segment stored", extra={"ids": ids | {"clips": [c.row["clip_id"] for c in segment.clips]}})

@@ -1,8 +1,13 @@
 """One Ray and one S3 server for all tests of this folder: each costs seconds to start."""
 
+import logging
 import os
+import random
 import socket
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,19 +50,48 @@ def ray_cluster() -> Iterator[Cluster]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def s3(ray_cluster: Cluster) -> Iterator[Any]:
-    """An fsspec file system on an S3 server of our own, with the bucket `films`."""
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+class Faults:
+    """A WSGI layer that answers some requests as a busy object store does. `share` of them; 0: none."""
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=ray_cluster.s3_port, verbose=False)
-    server.start()
+    def __init__(self, app: Any) -> None:
+        self._app, self._random = app, random.Random(0)
+        self.share, self.seen = 0.0, Counter[str]()
+
+    def __call__(self, environ: Any, start_response: Any) -> Any:
+        kind = self._random.choice(["slow", "SlowDown", "InternalError"]) if self._random.random() < self.share else ""
+        if kind:
+            self.seen[kind] += 1
+        if kind == "slow":
+            time.sleep(0.5)
+        elif kind:
+            status = "503 Slow Down" if kind == "SlowDown" else "500 Internal Server Error"
+            start_response(status, [("Content-Type", "application/xml"), ("Connection", "close")])
+            return [f"<Error><Code>{kind}</Code><Message>Please reduce your request rate.</Message></Error>".encode()]
+        return self._app(environ, start_response)
+
+
+@pytest.fixture(scope="session")
+def s3_faults(ray_cluster: Cluster) -> Iterator[Faults]:
+    """An S3 server of our own, whose faults can be switched on."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
+
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = make_server("127.0.0.1", ray_cluster.s3_port, faults, True, request_handler=MotoRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield faults
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_faults: Faults) -> Any:
+    """An fsspec file system on that server, with the bucket `films`."""
     import fsspec
 
     fs = fsspec.filesystem("s3")
     fs.mkdir("films")
-    yield fs
-    server.stop()
+    return fs
 
 
 def _free_port() -> int:

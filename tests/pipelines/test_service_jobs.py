@@ -4,6 +4,7 @@ import random
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from pipelines.dataset import Dataset
@@ -44,6 +45,8 @@ def test_jobs_survive_the_death_of_every_process(tmp_path: Path) -> None:
         for name in ("one", "two"):
             assert rig.wait(name) == "succeeded"
             assert content(Dataset(rig.folder / "data" / name)) == undisturbed
+        page = httpx.get(f"{rig.client.address}/d/one", timeout=120)
+        assert (page.status_code, "nicegui" in page.text.lower()) == (200, True), "the dashboard is mounted"
         progress = rig.client.progress("one")
         assert (progress["sources_done"], progress["failed"], progress["sources"]) == (8, 0, 8)
         assert sum(rig.client.job(name)["attempt"] for name in ("one", "two")) >= 3
