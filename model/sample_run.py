@@ -17,7 +17,7 @@ from model.tasks.description import make_guider
 from model.tasks.preview import StepSheet
 from model.tasks.sampling import Progress, SamplingError, SamplingOptions
 from model.tasks.video_model import VideoModel
-from model.video_io import check_writable, contact_sheet, format_of, write_image, write_video
+from model.video_io import GIF_FPS, check_writable, contact_sheet, format_of, write_image, write_video
 
 RANDOM_WARNING = (
     "RANDOM WEIGHTS: this model was never trained. What it writes shows that everything runs, nothing else."
@@ -101,6 +101,10 @@ class Run:
             sample_frames: given a progress callback, returns (T, 3, H, W).
             videos: how many it samples one after the other.
         """
+        if format_of(self.output) == "gif" and self.fps > GIF_FPS:
+            click.secho(
+                f"warning: a gif shows at most {GIF_FPS} frames a second: it plays slower", fg="yellow", err=True
+            )
         preview, beside = self.shared.preview, self._beside
         sheet = StepSheet(self.model, beside("preview.png"), self.options) if preview else None
         with _progress(videos * self.options.steps) as advance:

@@ -20,6 +20,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("mp4", "gif", "png")
+GIF_FPS = 50
+"""Players show gif frames of less than 20 ms at a tenth of the speed."""
 _FRAME = re.compile(r"\d{4,}\.png")  # of a folder of PNGs
 
 
@@ -231,7 +233,7 @@ def _write_mp4(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
 
 def _write_gif(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
     first, *rest = (Image.fromarray(array) for array in pixels)
-    shown_ms = max(20, round(1000 / fps))  # players show frames of less than 20 ms at a tenth of the speed
+    shown_ms = round(1000 / min(fps, GIF_FPS))
     first.save(path, format="GIF", save_all=True, append_images=rest, duration=shown_ms, loop=0)
 
 

@@ -153,7 +153,8 @@ def explain_out_of_memory(options: SamplingOptions, *, dtype: torch.dtype) -> It
         yield
     except RuntimeError as error:
         text = str(error).lower()
-        if not isinstance(error, torch.OutOfMemoryError) and "alloc" not in text and "out of memory" not in text:
+        signs = ("alloc", "out of memory", "could not create a memory object")  # the last one is oneDNN's
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in text for sign in signs):
             raise
         advice = []
         if not options.two_pass:
