@@ -1,0 +1,72 @@
+"""`clipmill submit|list|status|logs|stop|resume` speak to the service. Ray obeys the test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from curation.input_policy import InputPolicy
+from pipelines.cli import main
+from pipelines.service.jobs import Jobs
+from pipelines.service.tokens import TokenStore
+from tests.pipelines.fake_ray import FakeRay
+from tests.pipelines.test_service_page import serving
+
+
+def clipmill(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    (tmp_path / "films").mkdir()
+    found = Jobs(str(tmp_path / "data"), FakeRay(), InputPolicy.of([str(tmp_path / "films")]))
+    monkeypatch.setattr(found, "keep_going", lambda: lambda: None)  # jobs go on when the test says so
+    tokens = TokenStore(tmp_path / "tokens.json")
+    with serving(found, tokens) as url:
+        monkeypatch.setenv("CLIPMILL_ADDRESS", url)
+        monkeypatch.setenv("CLIPMILL_TOKEN", tokens.make("ann", "submit"))
+        monkeypatch.chdir(tmp_path)
+        yield found
+
+
+def test_a_job_from_the_command_line(jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\noutput: one\nscores: {text: off}\n")
+    assert clipmill("submit", "job.yaml").output == "one\n"
+    assert jobs.spec("one").input.uris == [str(tmp_path / "films")], "local paths are made absolute here"
+    assert clipmill("submit", "job.yaml", "-o", "two").output == "two\n"
+    assert clipmill("status", "two").output == "queued, 2 in line\n"
+    jobs.tick()
+    listed = clipmill("list").output.splitlines()
+    assert [line.split()[:3] for line in listed] == [["two", "starting", "ann"], ["one", "starting", "ann"]]
+    assert clipmill("status").output.splitlines() == listed
+    assert clipmill("logs", "one").output.splitlines()[1].startswith("log of ")
+    assert clipmill("stop", "one").output == "one stopping\n"
+    jobs.tick()
+    jobs.tick()
+    assert clipmill("status", "one").output == "cancelled\n"
+    assert clipmill("logs", "-f", "one").output == clipmill("logs", "one").output
+    assert clipmill("resume", "one").output == "one queued\n"
+    jobs.ray.set("two", "SUCCEEDED", 0)  # type: ignore[attr-defined]
+    jobs.tick()
+    assert clipmill("status", "two").output == "succeeded\n"
+
+
+def test_what_the_service_refuses_is_one_line(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "job.yaml").write_text("input: {uris: /etc}\noutput: one\n")
+
+    def refused(*arguments: str) -> str:
+        result = clipmill(*arguments)
+        assert (result.exit_code, result.output.count("\n")) == (2, 1), result.output
+        return result.output
+
+    assert "/etc: not below any of the inputs" in refused("submit", "job.yaml")
+    assert "no job is called 'nosuchjob'" in refused("status", "nosuchjob")
+    assert "no job is called 'nosuchjob'" in refused("logs", "nosuchjob")
+    assert "has not ended" not in refused("resume", "nosuchjob")
+    assert "goes with --ray" in refused("submit", "job.yaml", "--installed")
+    monkeypatch.setenv("CLIPMILL_TOKEN", "cm_wrong")
+    assert "the token is wrong, has expired or was revoked" in refused("list")
+    monkeypatch.setenv("CLIPMILL_ADDRESS", "http://127.0.0.1:9")
+    assert "start it with `clipmill serve`, or use --ray" in refused("list")
