@@ -58,14 +58,14 @@ class RayJobs:
     """Ray Jobs at one address. The connection is made when it is first needed, so that a cluster may be down before."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        from pipelines.cluster import set_authentication
+
+        set_authentication(address)  # before Ray is imported, which reads it then
         self.address = address
         self._connected: JobSubmissionClient | None = None
 
     def _client(self) -> "JobSubmissionClient":
         if self._connected is None:
-            from pipelines.cluster import set_authentication
-
-            set_authentication(self.address)
             from ray.job_submission import JobSubmissionClient
 
             self._connected = JobSubmissionClient(self.address)
