@@ -45,8 +45,9 @@ class Provenance:
 class Columns:
     """All clips, in the order of the files.
 
-    us: float64 (n,), duration in whole microseconds (sums below 2**53 are exact); gate: uint8 (n,), 0 or the number of the gate in `gates`; missing: bit i
-    is set where the i-th known score has no value; values: float32 (n,) per numeric column, uint8 (n,) codes per label.
+    us: float64 (n,), duration in whole microseconds (sums below 2**53 are exact); gate: uint8 (n,), 0 or the number of
+    the gate in `gates`; missing: bit i is set where the i-th known score has no value; values: float32 (n,) per numeric
+    column, uint8 (n,) codes per label.
     """
 
     us: np.ndarray

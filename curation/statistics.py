@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from curation import schema
 from curation.caption_words import caption_columns, captions
-from curation.decisions import Bound, Marked, Outcome, marked, outcome_of
+from curation.decisions import Marked, Outcome, marked, outcome_of
+from curation.reasons import Bound
 from curation.score_columns import Ranked, over_blocks
 from curation.score_table import (
     QUANTILES,

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from curation import decisions
+from curation.reasons import Bound
 from curation.rules import Rules, parse_rules
 from curation.score_table import SchemaError, ScoreTable, connect, view_clips
 from curation.statistics import open_sources
@@ -94,15 +95,22 @@ def names(dataset: Dataset) -> list[str]:
 
 
 def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
-    """decisions/NAME.yaml. Raises DatasetError naming the decisions there are."""
+    """decisions/NAME.yaml. Raises DatasetError, naming the decisions there are or what is wrong with this one."""
     if not dataset.storage.exists(f"decisions/{check_name(name)}.yaml"):
         there = ", ".join(names(dataset)) or "none yet; make one with `clipmill decide`"
         raise DatasetError(f"{dataset} has no decision called {name!r}; there are: {there}")
-    data: dict[str, Any] = yaml.safe_load(dataset.storage.read(f"decisions/{name}.yaml"))
-    return data
+    try:
+        data = yaml.safe_load(dataset.storage.read(f"decisions/{name}.yaml"))
+        well = all("rule" in entry and "resolved" in entry for entry in data["rules"].values())
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+        well = False
+    if not well:
+        raise DatasetError(f"{dataset}: decisions/{name}.yaml is not a decision of this version")
+    found: dict[str, Any] = data
+    return found
 
 
-def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[decisions.Bound]:
+def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[Bound]:
     """The recorded bounds of a decision, as they were resolved then, with the rules as they were given."""
     found = []
     for bound, given in zip(
@@ -110,7 +118,7 @@ def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[decisions.Bo
         parse_rules({"rules": {name: entry["rule"] for name, entry in decision["rules"].items()}}).rules,
         strict=True,
     ):
-        found.append(decisions.Bound(given, bound.low, bound.high, bound.scored, bound.unscored))
+        found.append(Bound(given, bound.low, bound.high, bound.scored, bound.unscored))
     return found
 
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import duckdb
+
 from curation.score_table import connect, text
 from pipelines.dataset import Dataset
-from pipelines.decide import read_decision
+from pipelines.decide import DatasetError, read_decision
 
 
 def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = None) -> dict[str, Any]:
@@ -23,15 +25,17 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
     relations = []
     for i, name in enumerate((first, second)):
         read_decision(where, name)
+        if not where.storage.exists(f"decisions/{name}.parquet"):
+            raise DatasetError(f"{where}: decisions/{name}.parquet is missing: decide {name!r} again")
         if where.storage.is_local:
             relations.append(f"read_parquet({text(where.storage.path(f'decisions/{name}.parquet'))})")
         else:
             con.register(f"decision_{i}", where.read_table(f"decisions/{name}.parquet"))
             relations.append(f"decision_{i}")
     con.execute(
-        "CREATE VIEW pairs AS SELECT clip_id, coalesce(a.keep, false) AS first, coalesce(b.keep, false) AS second, "
-        "CASE WHEN a.keep THEN coalesce(b.reasons, ['not there yet']) ELSE coalesce(a.reasons, ['not there yet']) END "
-        f"AS reasons FROM {relations[0]} a FULL JOIN {relations[1]} b USING (clip_id)"
+        "CREATE VIEW pairs AS SELECT coalesce(a.clip_id, b.clip_id) AS clip_id, coalesce(a.keep, false) AS first, "
+        "coalesce(b.keep, false) AS second, CASE WHEN a.keep THEN coalesce(b.reasons, ['not there yet']) "
+        f"ELSE coalesce(a.reasons, ['not there yet']) END AS reasons FROM {_paired(con, *relations)}"
     )
     counts = {
         (a, b): n for a, b, n in con.execute("SELECT first, second, count(*) FROM pairs GROUP BY 1, 2").fetchall()
@@ -57,3 +61,13 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
         },
         "clips": [{"clip_id": i, "kept_by": first if a else second, "reasons": why} for i, a, why in clips],
     }
+
+
+def _paired(con: duckdb.DuckDBPyConnection, first: str, second: str) -> str:
+    """The rows of two decisions side by side. Both are sorted by clip_id: of the same clips, they need no join."""
+    aligned, rows = con.execute(
+        f"SELECT count(*) FILTER (WHERE a.clip_id = b.clip_id), count(*) FROM {first} a POSITIONAL JOIN {second} b"
+    ).fetchall()[0]
+    if aligned == rows:
+        return f"{first} a POSITIONAL JOIN {second} b"
+    return f"{first} a FULL JOIN {second} b ON a.clip_id = b.clip_id"

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from curation.decisions import Bound, Marked, marked
+from curation.decisions import Marked, marked
+from curation.reasons import Bound
 from curation.score_columns import spread
 from curation.score_table import ScoreTable
 from curation.statistics import PER_SOURCE, per_source, statistics

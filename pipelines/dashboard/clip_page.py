@@ -5,6 +5,7 @@ from typing import Any
 
 from nicegui import ui
 
+from curation.caption_words import caption_columns
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset
 from pipelines.dashboard.page import dressed, html, look, notice, part
@@ -27,6 +28,7 @@ _PROVENANCE = {
     "shot": "Shot",
     "copied_s": "Copied without re-encoding",
     "gate": "Stopped by gate",
+    "duplicate_of": "Near-duplicate of clip",
     "media_file": "Kept in",
 }
 
@@ -40,6 +42,7 @@ class Found:
     around: list[dict[str, Any]]  # all clips of its source, in order
     length_s: float  # of the source
     scores: list[tuple[str, str]]
+    captions: list[tuple[str, str]]
 
 
 def read_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View) -> Found | None:
@@ -53,7 +56,7 @@ def read_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View)
     length = dataset.ask("SELECT max(duration_s) FROM sources WHERE source_id = ?", [row["source_id"]])[0][0]
     end = max(each["start_s"] + each["duration_s"] for each in around)
     reasons = dataset.reasons_of(bounds, [row])[0]
-    return Found(row, reasons, around, max(length or 0.0, end), _scores(dataset, row))
+    return Found(row, reasons, around, max(length or 0.0, end), _scores(dataset, row), _captions(row))
 
 
 def show_clip(dataset: OpenDataset, found: Found | None, clip_id: str, view: View, base: str) -> None:
@@ -80,6 +83,9 @@ def show_clip(dataset: OpenDataset, found: Found | None, clip_id: str, view: Vie
         with ui.element("section").classes("panel"):
             html("<h2>Scores</h2>")
             html(part("pairs", found.scores))
+            if found.captions:
+                html('<h2 style="margin-top:16px">Captions</h2>')
+                html(part("pairs", found.captions))
             html('<h2 style="margin-top:16px">Where it comes from</h2>')
             html(part("pairs", [(label, _plain(key, row[key])) for key, label in _PROVENANCE.items()]))
     with ui.element("div").classes("top"):
@@ -98,10 +104,23 @@ def _scores(dataset: OpenDataset, row: dict[str, Any]) -> list[tuple[str, str]]:
             shown = ", ".join("–" if each is None else figures.value(each) for each in value)
         else:
             shown = value if isinstance(value, str) else figures.value(value)
+        measured = dataset.scores.measured[score.name]
+        if value is None and not error and not measured.scored and not measured.failed:
+            continue  # a stage that was off for the whole dataset
         found.append((score.name, f"{shown}{f'  ({model})' if model else ''}"))
     for key in ("flow_dx", "flow_dy", "flow_divergence", "flow_curl", "flow_residual"):
         if row[key] is not None:
             found.append((key, figures.value(row[key])))
+    return found
+
+
+def _captions(row: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    for column in caption_columns():
+        text, error, model = row[column], row.get(f"{column}_error"), row.get(f"{column}_model")
+        if text is not None or error:
+            told = text if text is not None else f"could not be made: {error}"
+            found.append((column.removeprefix("caption_"), f"{told}{f'  ({model})' if model else ''}"))
     return found
 
 

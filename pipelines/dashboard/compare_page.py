@@ -43,7 +43,7 @@ class ComparePage:
         try:
             self.body.content = await background(self._content, first, second)
         except DatasetError as error:
-            ui.notify(str(error), type="negative", multi_line=True)
+            self.body.content = part("problem", str(error))
             return
         ui.navigate.history.replace(f"{self.link}/compare?first={first}&second={second}")
 

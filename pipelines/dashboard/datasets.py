@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from curation import decisions, statistics
-from curation.decisions import Bound, Outcome
+from curation import decisions, reasons, statistics
+from curation.decisions import Outcome
+from curation.reasons import Bound
 from curation.rules import Rules
 from curation.score_columns import spread
 from curation.score_table import ScoreTable, high_column, low_column, quote
@@ -137,7 +138,7 @@ class OpenDataset:
     def reasons_of(self, bounds: Sequence[Bound], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Why each of these rows (of `rows`) would be dropped; an empty list for one that is kept."""
         with self._lock:
-            return decisions.why(self.scores, decisions.reasons(self.scores, bounds), [row["place"] for row in rows])
+            return reasons.why(self.scores, reasons.reasons(self.scores, bounds), [row["place"] for row in rows])
 
     def some(self, bounds: Sequence[Bound], which: str, most: int) -> list[dict[str, Any]]:
         """Up to `most` rows, scattered over the dataset: `all`, `kept`, or those with the reason of that name."""

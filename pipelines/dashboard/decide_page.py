@@ -1,18 +1,20 @@
 """The deciding page: thresholds with their effect, the clips on either side of them, save, export and download."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from nicegui import ui
 
+from curation import presets
 from curation.rules import Rule, RulesError
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset, WhatIf
-from pipelines.dashboard.page import background, dressed, figure, html, part
+from pipelines.dashboard.export_dialog import Cancelled, Export
+from pipelines.dashboard.page import background, dressed, figure, html, may_change, part
 from pipelines.dashboard.score_card import ScoreCard
 from pipelines.dashboard.view import View, read_view
 from pipelines.decide import DatasetError
-from pipelines.export import export
 
 _CLIPS = 24
 
@@ -34,12 +36,15 @@ class DecidePage:
             choices = {name: name for name in self.data.decisions()}
             self.saved = ui.select(choices, label="Decision", value=self.view.saved, on_change=self._load)
             self.saved.props("dense outlined options-dense").style("min-width: 190px")
+            with ui.button("Preset").props("outline no-caps icon-right=arrow_drop_down"), ui.menu():
+                for name in presets.names():
+                    ui.menu_item(name, on_click=partial(self._take_preset, name))
             ui.button("Save as", on_click=self._ask_name).props("unelevated no-caps").mark("save")
             self.export = ui.button("Export shards", on_click=self._export).props("outline no-caps")
             with ui.button("Download").props("outline no-caps icon-right=arrow_drop_down"), ui.menu():
                 ui.menu_item("CSV", on_click=lambda: self._download("csv"))
                 ui.menu_item("Parquet", on_click=lambda: self._download("parquet"))
-            self.changed_note = ui.label("unsaved changes").style("color: var(--filter); font-weight: 600")
+            self.changed_note = ui.label("unsaved changes").style("color: var(--dropped); font-weight: 600")
         with ui.element("div").classes("deciding"):
             with ui.element("div").classes("left"):
                 with ui.element("section").classes("panel").props('aria-label="Result" aria-live="polite"'):
@@ -186,6 +191,14 @@ class DecidePage:
                 return
             await self.refresh()
 
+    async def _take_preset(self, name: str) -> None:
+        """Start from a preset's rules, as far as this dataset has the scores."""
+        rules, left_out = await background(presets.fitted, name, self.data.scores)
+        if left_out:
+            ui.notify(f"left out, because no clip has the score: {', '.join(left_out)}", type="warning")
+        self.view = View(rules, show=self.view.show)
+        await self.refresh()
+
     def _ask_name(self) -> None:
         with ui.dialog() as dialog, ui.card().style("min-width: 320px"):
             ui.label("Save this decision").style("font-size: 17px; font-weight: 650")
@@ -203,11 +216,16 @@ class DecidePage:
         dialog.open()
 
     async def _save(self, name: str) -> bool:
+        if not may_change():
+            return False
+        working = ui.notification(f"saving {name} …", spinner=True, timeout=None)
         try:
             made = await background(self.data.save, self.view.rules, name)
         except (DatasetError, RulesError, OSError) as error:
             ui.notify(str(error), type="negative", multi_line=True)
             return False
+        finally:
+            working.dismiss()
         self.view = View(self.view.rules, name, self.view.show)
         self.saved.set_options({each: each for each in self.data.decisions()}, value=name)
         ui.notify(f"saved {name}: {figures.count(made['clips']['kept'])} clips kept", type="positive")
@@ -216,17 +234,18 @@ class DecidePage:
 
     async def _export(self) -> None:
         name = self.view.saved
-        if name is None:
+        if name is None or not may_change():
             return
-        working = ui.notification(f"writing shards of {name} …", spinner=True, timeout=None)
         self.export.set_enabled(False)
         try:
-            made = await background(export, self.data.dataset, name)
+            made = await Export(self.data.dataset, name).run()
+        except Cancelled:
+            ui.notify("the export was cancelled; the shards that are complete stay, exporting again carries it on")
+            return
         except (DatasetError, OSError) as error:
             ui.notify(str(error), type="negative", multi_line=True)
             return
         finally:
-            working.dismiss()
             self.export.set_enabled(True)
         text = (
             f"{figures.count(made['clips'])} clips, {figures.size(made['bytes'])} in {self.data.dataset}/shards/{name}"

@@ -47,7 +47,14 @@ class LivePage:
             "animation": False,
             "grid": {"left": 56, "right": 16, "top": 30, "bottom": 28},
             "tooltip": {"trigger": "axis"},
-            "xAxis": {"type": "value", "name": "s", "axisLabel": {"color": "#8b97a5"}},
+            "xAxis": {
+                "type": "value",
+                "name": "s",
+                "nameTextStyle": {"color": "#8b97a5"},
+                "axisLabel": {"color": "#8b97a5"},
+                "axisLine": {"lineStyle": {"color": "#8b97a5"}},
+                "splitLine": {"show": False},
+            },
             "yAxis": {
                 "type": "value",
                 "name": "clips",
@@ -77,8 +84,8 @@ class LivePage:
             return
         self.seen = [*self.seen, (time.monotonic() - self.began, found.clips, found.seconds)][-_POINTS:]
         self.state.content = part("progress", found.share) + part("facts", found.facts())
-        self.speed.text = found.words or self._speed()
-        self.chart.set_visibility(found.running)
+        self.speed.text = found.words or f"Seen from this page: {self._speed()}"
+        self.chart.set_visibility(found.running and len(self.seen) > 1)
         self.chart.options.update(self._options())
         self.queue_panel.set_visibility(bool(found.job and found.job.waiting))
         if found.job:

@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 import jinja2
 from nicegui import run, ui
 
-from curation.decisions import Bound
+from curation.reasons import Bound
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset, Registry
 
@@ -66,7 +66,7 @@ def head() -> str:
 def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str) -> None:
     """Head line with the name of the dataset and the pages there are of it."""
     ui.add_head_html(head())
-    ui.colors(primary="#0f8b8d", accent="#e08a2e", negative="#c2485b")
+    ui.colors(primary="#0b7a7c", accent="#e08a2e", negative="#b83a50")
     ui.dark_mode(None)
     ui.context.client.on_exception(
         lambda error: ui.notify(f"That did not work: {fault(error)}", type="negative", multi_line=True)
@@ -82,6 +82,18 @@ def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str)
 async def background(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     """Do work in a thread, so that other browsers need not wait for it."""
     return cast(_T, await run.io_bound(work, *args, **kwargs))
+
+
+def may_change() -> bool:
+    """Whether the person at this page may write to the dataset; a sentence on the page where not.
+
+    A service that mounts the dashboard says so in the request's scope (`may_change`); on its own everybody may.
+    """
+    request = ui.context.client.request
+    if request is None or request.scope.get("may_change", True):
+        return True
+    ui.notify("Your role is to look: saving and exporting need the role submit.", type="negative")
+    return False
 
 
 def fault(error: Exception) -> str:

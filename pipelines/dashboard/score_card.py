@@ -9,7 +9,7 @@ from typing import Any
 from nicegui import ui
 
 from curation import schema
-from curation.decisions import Bound
+from curation.reasons import Bound
 from curation.rules import Rule, write_share
 from curation.score_table import ScoreTable
 from pipelines import figures
@@ -32,7 +32,7 @@ class ScoreCard:
         self.fields: dict[str, ui.number] = {}
         self._quiet = False  # while the page, not the person, moves the controls
         with ui.element("section").classes("panel card").props(f'aria-label="{score.name}"'):
-            html(f"<h3>{score.name}</h3>")
+            html(part("title", score.name) + part("about", score.doc)).classes("about")
             self.words = ui.label().classes("rule")
             self.plot = html().classes("histogram")
             if score.kind == "label":

@@ -45,16 +45,21 @@ def show_statistics(dataset: OpenDataset, told: Told, view: View) -> None:
         with ui.element("section").classes("panel"):
             html("<h2>What each filter takes</h2>")
             html(f'<div class="scroll">{part("filters", found["filters"])}</div>')
-        html(section("joint", found))
+        if len(found["joint"]["filters"]) > 1:
+            html(section("joint", found))
         with ui.element("section").classes("panel"):
             html("<h2>Before and after</h2>")
             html(part("about", "Every score's distribution: grey all clips, colour those that the decision keeps."))
             html(part("before_after", [_drawn(card) for card in cards if card["scored"]]))
         html(section("clips_per_source", found))
-        html(section("quantiles", cards))
-        html(section("correlations", found))
-        html(section("captions", found))
-        html(section("cost", found))
+        for piece in (
+            section("quantiles", cards),
+            section("correlations", found, dataset.scores.clips),
+            section("captions", found),
+            section("cost", found),
+        ):
+            if piece.strip():
+                html(piece).classes("stack")
         html(section("sources", told.sources, max(0, found["sources"]["total"] - SHOWN_SOURCES), view.saved))
 
 

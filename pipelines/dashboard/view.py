@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from curation.rules import Rule, Rules, RulesError, parse_rules
 from pipelines.dashboard.datasets import OpenDataset
-from pipelines.decide import DatasetError, read_decision
+from pipelines.decide import read_decision
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,5 @@ def read_view(dataset: OpenDataset, query: Mapping[str, str]) -> View:
     if name is None:
         return View(Rules(), show=show)
     data = read_decision(dataset.dataset, name)
-    try:
-        rules = parse_rules({"rules": {score: entry["rule"] for score, entry in data["rules"].items()}})
-    except (KeyError, TypeError):
-        raise DatasetError(f"decisions/{name}.yaml is not a decision of this version") from None
+    rules = parse_rules({"rules": {score: entry["rule"] for score, entry in data["rules"].items()}})
     return View(rules, saved=name, show=show)
