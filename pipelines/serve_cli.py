@@ -134,10 +134,12 @@ def cluster_command(cpus: int | None, gpus: int | None, port: int, dashboard_por
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    command += ["--dashboard-agent-listen-port=0"]  # not Ray's own 52365: another Ray may have it
     if join:
         command += [f"--address={join}"]
     else:
         command += ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}"]
+        command += [f"--ray-client-server-port={_free_port('127.0.0.1', 0)}"]  # not used; a taken one ends Ray
     command += [f"--num-cpus={cpus}"] if cpus is not None else []
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
     if not join:

@@ -53,14 +53,25 @@ class Rig:
 
     def __enter__(self) -> "Rig":
         os.environ |= _ENVIRONMENT | {"PATH": self.environment["PATH"]}
+        for attempt in range(3):  # Ray gives its node 30 s to start, which a busy machine can exceed
+            try:
+                self._start_cluster()
+                break
+            except Exception as error:  # Ray raises plain Exception
+                self.__exit__()
+                if attempt == 2 or "timed out during startup" not in str(error):
+                    raise
+        self.start_service()
+        return self
+
+    def _start_cluster(self) -> None:
         from ray.cluster_utils import Cluster
 
         shared = {"object_store_memory": 256 << 20}
         head = shared | {"num_cpus": 2, "include_dashboard": True, "dashboard_port": self.dashboard}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self._cluster = Cluster()
+        self._cluster.add_node(**head)
         self._node = self._cluster.add_node(num_cpus=self.node_cpus, **shared)
-        self.start_service()
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._service is not None:
