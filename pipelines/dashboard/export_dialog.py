@@ -29,16 +29,21 @@ class Export:
             ui.label(f"Writing the shards of {self.name}").style("font-size: 17px; font-weight: 650")
             self._bar = ui.linear_progress(0, show_value=False).props('aria-label="Clips written"')
             self._words = ui.label("looking up the clips …").classes("hint").props('aria-live="polite"')
-            ui.button("Cancel", on_click=self._stop.set).props("flat no-caps").style("align-self: flex-end")
+            ui.button("Cancel", on_click=self.cancel).props("flat no-caps").style("align-self: flex-end")
         timer = ui.timer(0.3, self._show)
         dialog.open()
         try:
-            return await background(export, self.dataset, self.name, show=self._note)
+            return await background(export, self.dataset, self.name, show=self.note)
         finally:
             timer.cancel()
             dialog.close()
 
-    def _note(self, done: Exported) -> None:
+    def cancel(self) -> None:
+        """Let the export end after the shard that is being written."""
+        self._stop.set()
+
+    def note(self, done: Exported) -> None:
+        """What `export` tells after every shard. Raises Cancelled."""
         self._done = done
         if self._stop.is_set():
             raise Cancelled

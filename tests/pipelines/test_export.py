@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from pipelines.dashboard.export_dialog import Cancelled, Export
 from pipelines.dataset import Dataset
 from pipelines.decide import DatasetError, decide
-from pipelines.export import ERRORS, INDEX, export
+from pipelines.export import ERRORS, INDEX, Exported, export
 from tests.synthetic import make_dataset
 
 RULES: dict[str, Any] = {"motion.coarse": {"drop_lowest": "25%"}, "text_area": {"max": 0.2}}
@@ -135,6 +136,28 @@ def test_an_export_that_was_killed_is_carried_on(root: Path, monkeypatch: pytest
     assert all(whole[name] == data for name, data in left.items())
     export(str(root), "default", shard_clips=7)
     assert content(root) == whole
+
+
+def test_an_export_that_is_cancelled_says_how_far_it_was_and_is_carried_on(root: Path) -> None:
+    whole = export(str(root), "default", shard_clips=7)
+    wanted = content(root)
+    shutil.rmtree(root / "shards")
+    watched = Export(Dataset(root), "default")
+    seen: list[Exported] = []
+
+    def show(done: Exported) -> None:
+        seen.append(done)
+        if done.clips >= 7:
+            watched.cancel()
+        watched.note(done)
+
+    with pytest.raises(Cancelled):
+        export(str(root), "default", shard_clips=7, show=show)
+    assert [(done.clips, done.total) for done in seen] == [(0, whole["clips"]), (7, whole["clips"])]
+    assert seen[1].bytes == len(wanted["000000.tar"])
+    assert sorted(content(root)) == ["000000.index.parquet", "000000.tar"]
+    export(str(root), "default", shard_clips=7)
+    assert content(root) == wanted
 
 
 def test_another_decision_of_the_same_name_leaves_no_old_shards_behind(root: Path) -> None:
