@@ -196,7 +196,7 @@ class _Pass:
             if (
                 job.complete
                 and self.sound is not None
-                and self.sound.read_to_s < end_s
+                and not self.sound.has_read_to(end_s)
                 and (at is None or at * self.info.time_base < end_s + _SOUND_LAG_S)
             ):
                 return

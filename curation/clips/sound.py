@@ -42,44 +42,53 @@ class SoundReader:
         self.base = stream.time_base
         self.copies = stream.codec_context.codec.canonical_name in COPIED_CODECS
         self._waiting: deque[av.Packet] = deque()
-        self.read_to_s = Fraction(-(10**9))  # everything that starts before this has been taken
+        self._read_to: int | None = None  # ticks: everything that starts before this has been taken
 
     def take(self, packet: av.Packet) -> None:
         at = packet.pts if packet.pts is not None else packet.dts
         if at is None or packet.size == 0:
             return
-        self.read_to_s = at * self.base
+        self._read_to = at
         self._waiting.append(packet)
+
+    def has_read_to(self, at_s: Fraction) -> bool:
+        """Whether everything that starts before `at_s` has been taken."""
+        return self._read_to is not None and self._read_to >= at_s / self.base
 
     def forget_before(self, at_s: Fraction) -> None:
         """Drop what no later clip can want."""
-        while self._waiting and self._end_s(self._waiting[0]) < at_s - 2 * _PREROLL_S:
+        before = float((at_s - 2 * _PREROLL_S) / self.base)
+        while self._waiting and self._end(self._waiting[0]) < before:
             self._waiting.popleft()
 
     def between(self, start_s: Fraction, end_s: Fraction) -> Sound | None:
         """The sound of [start, end) in the container's clock; None if there is none."""
-        inside = [each for each in self._waiting if self._start_s(each) < end_s and self._end_s(each) > start_s]
+        start, end = float(start_s / self.base), float(end_s / self.base)
+        inside = [each for each in self._waiting if self._start(each) < end and self._end(each) > start]
         if not inside:
             return None
         return self._copy(inside, start_s, end_s) if self.copies else self._decode(start_s, end_s)
 
-    def _start_s(self, packet: av.Packet) -> Fraction:
+    # Packets are compared in ticks of the stream: a film has thousands, and fractions are slow.
+    @staticmethod
+    def _start(packet: av.Packet) -> int:
         at = packet.pts if packet.pts is not None else packet.dts
         assert at is not None
-        return at * self.base
+        return at
 
-    def _end_s(self, packet: av.Packet) -> Fraction:
-        context = self.stream.codec_context
+    def _end(self, packet: av.Packet) -> int:
         if packet.duration:
-            return self._start_s(packet) + packet.duration * self.base
-        return self._start_s(packet) + Fraction(context.frame_size or 1024, context.sample_rate or 48000)
+            return self._start(packet) + packet.duration
+        context = self.stream.codec_context
+        length_s = Fraction(context.frame_size or 1024, context.sample_rate or 48000)
+        return self._start(packet) + round(length_s / self.base)
 
     def _copy(self, inside: Sequence[av.Packet], start_s: Fraction, end_s: Fraction) -> Sound | None:
-        slack = self.base  # the film's clock may round a packet's end up
-        whole = [
+        start, end = float(start_s / self.base), float(end_s / self.base)
+        whole = [  # a tick of slack: the film's clock may round a packet's end up
             each
             for each in inside
-            if self._start_s(each) >= start_s - slack and self._end_s(each) <= end_s + slack and not each.is_discard
+            if self._start(each) >= start - 1 and self._end(each) <= end + 1 and not each.is_discard
         ]
         copies = []
         for each in whole:
@@ -87,7 +96,7 @@ class SoundReader:
             packet.time_base = self.base
             packet.duration = each.duration
             packet.is_keyframe = True
-            copies.append((packet, max(0, round((self._start_s(each) - start_s) / self.base))))
+            copies.append((packet, max(0, round(self._start(each) - start))))
         return Sound(template=self.stream, packets=copies) if copies else None
 
     def _decode(self, start_s: Fraction, end_s: Fraction) -> Sound | None:
@@ -99,9 +108,8 @@ class SoundReader:
         context.flush_buffers()
         pieces: list[np.ndarray] = []
         first_s: Fraction | None = None
-        wanted = [
-            each for each in self._waiting if self._end_s(each) > start_s - _PREROLL_S and self._start_s(each) < end_s
-        ]
+        start, end = float((start_s - _PREROLL_S) / self.base), float(end_s / self.base)
+        wanted = [each for each in self._waiting if self._end(each) > start and self._start(each) < end]
         for packet in [*wanted, None]:
             try:
                 decoded = context.decode(packet)

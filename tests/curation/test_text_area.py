@@ -73,6 +73,12 @@ def test_title_on_real_film_stands_out_from_the_film(craft: CraftTextArea, pp_oc
         assert found - without == pytest.approx(true, rel=0.4)
 
 
+@pytest.mark.parametrize(("name", "number"), [("bikes.mp4", 29), ("bigbuckbunny.mp4", 66)])
+def test_wheels_and_branches_are_no_text(pp_ocr: PPOCRTextArea, name: str, number: int) -> None:
+    frame = film_frames(name, 2, step=number)[1]
+    assert pp_ocr.ratio([frame])[0] < 0.01
+
+
 def test_no_text_is_zero(craft: CraftTextArea, pp_ocr: PPOCRTextArea) -> None:
     film = cv2.resize(film_frames("bigbuckbunny.mp4", 1)[0], (640, 360), interpolation=cv2.INTER_AREA)
     for detector in (craft, pp_ocr):
