@@ -1,12 +1,18 @@
 """`clipmill cuts`: print the shot boundaries of films."""
 
 import dataclasses
+import functools
 import json
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 
 import click
+import cv2
 
-from curation.cuts import DETECTORS, Cut, detector
+from curation.cuts import DETECTORS, Cut, CutDetector, detector
 from curation.errors import CannotDecode
 from curation.probe import VideoInfo, probe
 
@@ -15,23 +21,51 @@ from curation.probe import VideoInfo, probe
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--detector", "name", type=click.Choice(DETECTORS), default="cascade", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per file, one per line.")
-def cuts(files: tuple[str, ...], name: str, as_json: bool) -> None:
+@click.option("-j", "--jobs", type=click.IntRange(min=1), help="Files worked on at once; as many as CPUs by default.")
+def cuts(files: tuple[str, ...], name: str, as_json: bool, jobs: int | None) -> None:
     """Print the cuts of each FILE: hard ones, and gradual ones as spans.
 
     Exit code 1 if any file could not be read; the others are printed all the same.
     """
-    finder = detector(name)
     failed = False
-    for file in files:
-        try:
-            info = probe(file)
-            found = finder.detect(info)
-        except CannotDecode as error:
-            failed = True
-            click.echo(f"error: {error} [{error.reason}]", err=True)
-            continue
-        click.echo(json.dumps(_as_object(file, info, found)) if as_json else _as_table(file, info, found))
+    for line, is_error in _lines(files, name, as_json, min(len(files), jobs or len(os.sched_getaffinity(0)))):
+        failed |= is_error
+        click.echo(line, err=is_error)
     sys.exit(1 if failed else 0)
+
+
+def _lines(files: tuple[str, ...], name: str, as_json: bool, jobs: int) -> Iterator[tuple[str, bool]]:
+    """(what to print, whether it is an error) for each file, in order."""
+    one = functools.partial(_line, name, as_json)
+    if jobs == 1:
+        yield from map(one, files)
+        return
+    with ProcessPoolExecutor(jobs, initializer=_alone) as pool:
+        try:
+            yield from pool.map(one, files)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _alone() -> None:
+    """A process of the pool has one core, and leaves Ctrl-C to the one that started it."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _line(name: str, as_json: bool, file: str) -> tuple[str, bool]:
+    try:
+        info = probe(file)
+        found = _detector(name).detect(info)
+    except CannotDecode as error:
+        return f"error: {error} [{error.reason}]", True
+    return (json.dumps(_as_object(file, info, found)) if as_json else _as_table(file, info, found)), False
+
+
+@functools.cache
+def _detector(name: str) -> CutDetector:
+    return detector(name)
 
 
 def _as_object(file: str, info: VideoInfo, found: list[Cut]) -> dict[str, object]:

@@ -187,12 +187,14 @@ def test_unknown_detectors_are_refused_by_name() -> None:
         detector("magic")
 
 
-def test_the_command_prints_json_per_file_and_fails_only_for_bad_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_command_prints_json_per_file_and_fails_only_for_bad_files(tmp_path: Path, jobs: str) -> None:
     good, bad = str(film("bikes.mp4")), str(tmp_path / "none.mp4")
-    run = CliRunner().invoke(cuts_command, ["--json", good, bad])
+    run = CliRunner().invoke(cuts_command, ["--json", bad, good, str(film("carphone_pristine.mp4")), "--jobs", jobs])
     assert run.exit_code == 1
     assert "none.mp4: no such file" in run.stderr
-    (line,) = run.stdout.splitlines()
+    line, other = run.stdout.splitlines()
+    assert json.loads(other)["cuts"] == []
     shown = json.loads(line)
     assert list(shown) == ["file", "fps", "frames", "duration_s", "cuts"]
     assert (shown["file"], shown["fps"], shown["frames"], shown["duration_s"]) == (good, 25.0, 250, 10.0)
