@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from curation import decisions, reasons, statistics
+from curation import decisions, distributions, reasons, statistics
 from curation.decisions import Outcome
 from curation.reasons import Bound
 from curation.rules import Rules
@@ -113,10 +113,10 @@ class OpenDataset:
             return decisions.resolve(self.scores, rules)
 
     def score_summaries(self, bounds: Sequence[Bound]) -> dict[str, dict[str, Any]]:
-        """`curation.statistics.score_summary` of every score, on axes that do not move with the bounds."""
+        """`curation.distributions.score_summary` of every score, on axes that do not move with the bounds."""
         with self._lock, decisions.marked(self.scores, bounds) as marks:
             return {
-                score.name: statistics.score_summary(self.scores, score, bounds, marks, fixed_axis=True)
+                score.name: distributions.score_summary(self.scores, score, bounds, marks, fixed_axis=True)
                 for score in self.scores.known
             }
 
