@@ -33,6 +33,7 @@ class Progress:
 
     sources: int = 0
     sources_done: int = 0
+    earlier: int = 0  # of the sources done, those that an earlier run did
     bytes: int = 0  # of the sources of this run
     bytes_done: int = 0
     clips: int = 0
@@ -50,10 +51,14 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Wall seconds left, in proportion to the bytes of the sources; None before the first per cent."""
-        if not self.bytes or self.bytes_done < 0.01 * self.bytes:
+        """Wall seconds left, in proportion to the bytes of the sources (to their number where no size is known).
+        None before the first per cent."""
+        total, done = self.bytes, self.bytes_done
+        if not total:
+            total, done = self.sources - self.earlier, self.sources_done - self.earlier
+        if not done or done < 0.01 * total:
             return None
-        return self.elapsed_s * (self.bytes - self.bytes_done) / self.bytes_done
+        return self.elapsed_s * (total - done) / done
 
 
 Show = Callable[[Progress], None]
@@ -88,7 +93,8 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         finish_compaction(dataset)
         pending = _pending(dataset, sources)
         check_space(dataset.storage, pending)
-        progress = Progress(sources=len(sources), sources_done=len(sources) - len(pending))
+        earlier = len(sources) - len(pending)
+        progress = Progress(sources=len(sources), sources_done=earlier, earlier=earlier)
         progress.bytes = sum(source.size or 0 for source in pending)
         _count_earlier(dataset, progress)
         with told(dataset.storage, lambda ended: describe(progress, ended)):

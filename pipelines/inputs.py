@@ -22,15 +22,18 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 """What a folder is searched for. A file that is named, or that a glob or a list names, is tried whatever its name."""
 
 _LISTS = ("csv", "parquet")
+LONG_LIST = 100_000
+"""A list with more sources is not asked about each of them: that would take longer than to begin. Their sizes are then
+unknown, so that copies of a source are found when they are read, not before."""
 
 
 class InputError(Exception):
     """An input that names nothing that could be a source. One line for a person."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, order=True, slots=True)
 class SourceFile:
-    """A source to be. `size` is None where it is unknown (missing, or a server that does not say)."""
+    """A source to be. `size` is None where it is unknown (missing, in a long list, or a server that does not say)."""
 
     uri: str
     size: int | None
@@ -146,9 +149,10 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, col
             known = pq.read_schema(io.BytesIO(data)).names
             names = pq.read_table(io.BytesIO(data), columns=[column])[column].to_pylist() if column in known else None
         else:
-            reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
-            known = list(reader.fieldnames or [])
-            names = [row[column] for row in reader] if column in known else None
+            rows = csv.reader(io.StringIO(data.decode("utf-8-sig")))
+            known = next(rows, [])
+            at = known.index(column) if column in known else len(known)
+            names = [row[at] for row in rows if len(row) > at] if column in known else None
     except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"input: {uri}: not a readable {suffix} file ({error})") from None
     if names is None:
@@ -156,6 +160,8 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, col
     folder = uri.rpartition("/")[0]
     wanted = [str(name).strip() for name in names if name and str(name).strip()]
     uris = [name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in wanted]
+    if len(uris) > LONG_LIST:
+        return [SourceFile(absolute(each), None) for each in uris]
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(_stat, [absolute(each) for each in uris]))
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipelines.inputs
 from curation.identity import SAMPLE_BYTES, SAMPLES
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
 
@@ -109,3 +110,15 @@ def test_large_files_are_told_apart_by_samples(tmp_path: Path) -> None:
             file.seek(size - 1)
             file.write(last)
     assert find_duplicates(find_sources([str(tmp_path)])) == {str(tmp_path / "b.mp4"): str(tmp_path / "a.mp4")}
+
+
+def test_a_long_list_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.inputs, "LONG_LIST", 3)
+
+    def asked(uri: str) -> None:
+        raise AssertionError(f"{uri} was looked at")
+
+    monkeypatch.setattr(pipelines.inputs, "_stat", asked)
+    (tmp_path / "list.csv").write_text("n,uri\n" + "".join(f"{k},s3://films/{k}.mp4\n" for k in range(5)) + "short\n")
+    found = find_sources([str(tmp_path / "list.csv")])
+    assert [(each.uri, each.size) for each in found] == [(f"s3://films/{k}.mp4", None) for k in range(5)]

@@ -27,6 +27,8 @@ def test_the_line_says_videos_clips_speed_errors_and_time_left(monkeypatch: pyte
     )
     progress.bytes_done = 0
     assert "left" not in line(progress)
+    unknown = Progress(sources=10, sources_done=4, earlier=2, stage="curating", began=100.0)
+    assert unknown.left_s == 540.0, "without sizes, in proportion to the number"
     assert duration(3 * 3600 + 62) == "3:01:02"
 
 
