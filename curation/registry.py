@@ -282,7 +282,8 @@ _ALL = (
         "smollm2_135m",
         "curation.caption_merge:CaptionMerger",
         (packaged.SMOLLM2,),
-        "SmolLM2-135M-Instruct, 4 bit (a weak writer)",
+        "SmolLM2-135M-Instruct, 4 bit: a weak writer, held to the words of the captions",
+        options={"given_words": True},
     ),
     Implementation(
         "caption_merge",

@@ -8,6 +8,7 @@ import torch
 
 from curation.caption_merge import CaptionMerger, MergedCaption, check_merged
 from curation.errors import CannotScore
+from curation.given_words import JOINING
 from curation.weights import WeightsUnavailable
 
 SPATIAL, TEMPORAL = "a man riding a bicycle down a street", "a person pedals past a parked van"
@@ -83,12 +84,26 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         CaptionMerger(weights=[tmp_path])
 
 
-def test_smollm2_tells_a_caption_from_scrambled_words() -> None:
+def test_a_model_that_is_held_to_given_words_says_no_others(small: CaptionMerger, tmp_path: Path) -> None:
+    held = CaptionMerger(weights=[tiny_language_model.folder(tmp_path / "tiny")], given_words=True)
+    assert held.name == "tiny_prompt_v1_given_words"
+    pairs = [("w1 w2 w3", "w4 w5"), ("w10 w11", "w12")]
+    free, bound = small._write(pairs), held._write(pairs)
+    for pair, loose, tight in zip(pairs, free, bound, strict=True):
+        given = set(" ".join(pair).split())
+        assert set(loose.split()) - given  # the model of this test is random
+        assert set(tight.split()) <= given
+        assert len(tight.split()) > 3
+
+
+def test_smollm2_merges_captions_and_tells_one_from_scrambled_words() -> None:
     torch.set_num_threads(1)
-    smollm2 = CaptionMerger()
-    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1"
+    smollm2 = CaptionMerger(given_words=True)
+    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1_given_words"
     good, scrambled = smollm2.surprise([SPATIAL, "street a down riding bicycle man a a"])
     assert good + 2 < scrambled
-    (answer,) = smollm2.merge([(SPATIAL, TEMPORAL)])
-    assert isinstance(answer, MergedCaption)
-    assert answer.source == "merged" or answer.text in (SPATIAL, TEMPORAL)
+    pairs = [(SPATIAL, TEMPORAL), ("a bottle of water on top of a wooden table", "a person picks up the bottle")]
+    for pair, answer in zip(pairs, smollm2.merge(pairs), strict=True):
+        assert isinstance(answer, MergedCaption)
+        assert (answer.source, answer.reason) == ("merged", None)
+        assert set(answer.text.lower().split()) <= set(" ".join(pair).split()) | JOINING

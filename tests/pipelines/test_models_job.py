@@ -1,5 +1,6 @@
 """Jobs with models: the offline profile with packaged weights, the paper profile on small checkpoints; every column."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 import webdataset
 
-from curation import schema
+from curation import presets, schema
 from curation.compat import ensure_torchvision
 from model.data.shards import CAPTION_COLUMNS
 from pipelines.curate import curate
@@ -41,12 +42,15 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two shots, one of them a second time, smaller; and one film too small for every model."""
     folder = tmp_path_factory.mktemp("models") / "films"
     folder.mkdir()
-    with av.open(str(film("bikes.mp4"))) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    write(folder / "a.mp4", frames[40:62], (640, 272))
-    write(folder / "b.mp4", frames[41:61], (448, 192))
-    write(folder / "c.mp4", frames[90:112], (640, 272))
-    write(folder / "tiny.mp4", frames[40:62], (16, 16))
+    frames = {}
+    for name in ("bikes.mp4", "carphone_pristine.mp4"):
+        with av.open(str(film(name))) as container:
+            frames[name] = [each.to_ndarray(format="rgb24") for each in itertools.islice(container.decode(video=0), 62)]
+    street, car = frames.values()
+    write(folder / "a.mp4", street[40:62], (640, 272))
+    write(folder / "b.mp4", street[41:61], (448, 192))
+    write(folder / "c.mp4", car[:22], (352, 288))
+    write(folder / "tiny.mp4", street[40:62], (16, 16))
     return folder
 
 
@@ -90,7 +94,9 @@ def test_the_offline_profile_fills_every_column_that_it_has_a_model_for(films: P
     assert all(row["flow_s"] > 0 and row["images_s"] > 0 and row["text_s"] > 0 for row in spent)
     kept = decide(dataset, {"near_duplicate": {"max": 0.93, "on_error": "keep"}}, "unlike")
     assert kept["clips"] == {"candidates": 4, "kept": 3, "dropped": 1}
-    assert open_scores(dataset).measured["aesthetic"].scored == 0  # NIQE has its own name
+    _, left_out = presets.fitted("paper", open_scores(dataset))
+    assert left_out == ["aesthetic", "similarity"]  # NIQE is not what the paper means, and there are no captions
+    assert presets.fitted("offline", open_scores(dataset))[1] == []
 
     # The same clips, curated in two runs, with a source that came later: the same neighbours.
     grown = tmp_path / "grown"
@@ -142,6 +148,7 @@ def test_the_paper_profile_runs_on_small_checkpoints(films: Path, tmp_path: Path
     head = torch.load(tmp_path / "head.pth", weights_only=True)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     assert row["aesthetic"] == pytest.approx((vectors @ head["weight"].numpy().T + 1)[:, 0], abs=5e-3)
+    assert presets.fitted("paper", open_scores(dataset))[1] == []
     captions = [row[column] for column in CAPTION_COLUMNS.values()]
     assert any(captions)
     assert (tiny["caption_spatial_error"], tiny["embedding_error"]) == ("too_small", "too_small")
