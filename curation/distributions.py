@@ -119,7 +119,8 @@ def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | Non
         found = (piece - np.float64(low)) / width
         np.maximum(found, 0, out=found)
         np.minimum(found, BINS - 1, out=found)
-        return np.nan_to_num(found, copy=False, nan=BINS)  # one more bin, for the clips without a value
+        found[np.isnan(found)] = BINS  # one more bin, for the clips without a value
+        return found
 
     clips, us, kept, kept_us = (each[:BINS] for each in _counts(scores, marks, column, BINS + 1, place))
     return {

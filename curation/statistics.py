@@ -234,7 +234,8 @@ def _per_source_counts(scores: ScoreTable, keeps: np.ndarray) -> list[tuple[int,
     before = np.diff(np.append(starts, scores.clips))
     after = np.add.reduceat(keeps, starts, dtype=np.int64)
     runs = scores.source[starts]
-    if len(np.unique(runs)) < len(runs):
+    ordered = np.sort(runs)
+    if (ordered[1:] == ordered[:-1]).any():
         _, run = np.unique(runs, return_inverse=True)
         before = np.bincount(run, weights=before).astype(np.int64)
         after = np.bincount(run, weights=after).astype(np.int64)
