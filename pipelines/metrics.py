@@ -2,7 +2,8 @@
 
 Ray writes `ray_` in front of a name and `_total` behind a counter. `deploy/grafana/clipmill.json` draws them; GPU
 utilisation comes from Ray itself (`ray_node_gpus_utilization`). The driver counts, because it hears of every source and
-segment exactly once; a job that is carried on counts what it does from then on.
+segment exactly once; a job that is carried on counts what it does from then on. The tag that tells jobs apart is called
+`dataset`, because Prometheus gives every series a `job` of its own.
 """
 
 import logging
@@ -24,7 +25,7 @@ class Metrics:
         self._job = os.environ.get("CLIPMILL_JOB") or dataset.storage.root.rstrip("/").rpartition("/")[2]
 
         def counter(name: str, text: str, *tags: str) -> Any:
-            return Counter(name, text, ("job", *tags)).set_default_tags({"job": self._job})
+            return Counter(name, text, ("dataset", *tags)).set_default_tags({"dataset": self._job})
 
         self._sources = counter("clipmill_sources", "Videos done, by outcome (ok, failed, duplicate)", "outcome")
         self._errors = counter("clipmill_errors", "Videos that failed and clips that have no score", "stage", "reason")
@@ -33,7 +34,7 @@ class Metrics:
         self._video = counter("clipmill_video_seconds", "Seconds of video that are done")
         self._kept = counter("clipmill_kept_seconds", "Seconds of video in clips")
         self._stage = counter("clipmill_stage_seconds", "Processor seconds, by stage", "stage")
-        gauge = {"tag_keys": ("job",)}
+        gauge = {"tag_keys": ("dataset",)}
         self._waiting = Gauge("clipmill_waiting_sources", "Videos in the queue or at work", **gauge)
         self._left = Gauge("clipmill_left_seconds", "Wall seconds left, as far as can be told", **gauge)
 
@@ -55,8 +56,8 @@ class Metrics:
         for column, stage in COSTS.items():
             if row.get(column):
                 self._stage.inc(row[column], {"stage": stage})
-        self._waiting.set(waiting, {"job": self._job})
-        self._left.set(left_s or 0.0, {"job": self._job})
+        self._waiting.set(waiting, {"dataset": self._job})
+        self._left.set(left_s or 0.0, {"dataset": self._job})
         ids = {"job": self._job, "source_id": row.get("source_id"), "source_uri": row["source_uri"]}
         ids |= {"status": row["status"], "reason": row["reason"], "clips": row["clips"]}
         log.info("source done", extra={"ids": ids})

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import socket
 import sys
 import threading
 import time
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.pipelines.service_rig import free_port
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
     """Two CPUs, as small as a machine gets on which everything must run."""
-    s3_port, dashboard_port = _free_port(), _free_port()
+    s3_port = free_port()
     os.environ |= {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -44,7 +45,14 @@ def ray_cluster() -> Iterator[Cluster]:
 
     from pipelines.cluster import start
 
-    start(2, 5, object_store_memory=512 << 20, include_dashboard=True, dashboard_port=dashboard_port)
+    for attempt in range(5):  # with a port of its own each time: a dashboard that came up late keeps the one before
+        dashboard_port = free_port()
+        try:
+            start(2, 1, object_store_memory=512 << 20, include_dashboard=True, dashboard_port=dashboard_port)
+            break
+        except Exception as error:  # Ray raises plain Exception
+            if attempt == 4 or "timed out during startup" not in str(error):
+                raise
     address = ray.get_runtime_context().gcs_address
     yield Cluster(f"http://127.0.0.1:{dashboard_port}", s3_port, address)
     ray.shutdown()
@@ -92,10 +100,3 @@ def s3(s3_faults: Faults) -> Any:
     fs = fsspec.filesystem("s3")
     fs.mkdir("films")
     return fs
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

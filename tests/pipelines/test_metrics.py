@@ -60,20 +60,20 @@ def test_the_dashboard_finds_a_jobs_numbers(query: Query, tmp_path: Path, monkey
     data = {"input": {"uris": [str(tmp_path / "films")]}, "output": str(tmp_path / "out"), "scores": {"text": "off"}}
     dataset = curate(parse_spec(data | {"clips": {"min": "1 s", "max": "4 s"}}, "test"))
     deadline = time.monotonic() + 120
-    while not query('rate(ray_clipmill_sources_total{job="measured"}[5m])'):  # Ray reports every ten seconds
+    while not query('rate(ray_clipmill_sources_total{dataset="measured"}[5m])'):  # Ray reports every ten seconds
         assert time.monotonic() < deadline, query('{__name__=~"ray_clipmill.*"}')
         time.sleep(1)
     dashboard = json.loads(DASHBOARD.read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    empty = [each for each in expressions if not query(each.replace("$job", "measured"))]
+    empty = [each for each in expressions if not query(each.replace("$dataset", "measured"))]
     assert [each for each in empty if not any(name in each for name in WITHOUT_GPU)] == []
 
     def value(expression: str) -> float:
         return float(query(expression)[0]["value"][1])
 
     row = dataset.sources().to_pylist()[1]
-    assert value('ray_clipmill_sources_total{job="measured",outcome="ok"}') == 1
-    assert value('ray_clipmill_errors_total{job="measured",reason="not_a_video"}') == 1
-    assert value('ray_clipmill_clips_total{job="measured"}') == row["clips"]
-    assert value('ray_clipmill_kept_seconds_total{job="measured"}') == pytest.approx(row["kept_s"])
-    assert value('ray_clipmill_stage_seconds_total{job="measured",stage="cuts"}') == pytest.approx(row["cuts_s"])
+    assert value('ray_clipmill_sources_total{dataset="measured",outcome="ok"}') == 1
+    assert value('ray_clipmill_errors_total{dataset="measured",reason="not_a_video"}') == 1
+    assert value('ray_clipmill_clips_total{dataset="measured"}') == row["clips"]
+    assert value('ray_clipmill_kept_seconds_total{dataset="measured"}') == pytest.approx(row["kept_s"])
+    assert value('ray_clipmill_stage_seconds_total{dataset="measured",stage="cuts"}') == pytest.approx(row["cuts_s"])
