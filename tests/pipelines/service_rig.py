@@ -23,7 +23,7 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_health_check_initial_delay_ms": "1000",  # a dead node is noticed within seconds
     "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
+    "RAY_health_check_failure_threshold": "10",
     "OMP_NUM_THREADS": "1",
 }
 
@@ -42,7 +42,7 @@ class Rig:
 
     def __init__(self, folder: Path, films: Path, *, running: int = 2, node_cpus: float = 2) -> None:
         self.folder, self.films, self.running, self.node_cpus = folder, films, running, node_cpus
-        self.port, self.dashboard = free_port(), free_port()
+        self.port, self.dashboard = free_port(), 0
         self.client = Client(f"http://127.0.0.1:{self.port}")
         self.environment = os.environ | _ENVIRONMENT
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -67,6 +67,7 @@ class Rig:
     def _start_cluster(self) -> None:
         from ray.cluster_utils import Cluster
 
+        self.dashboard = free_port()  # another one at each attempt: a dashboard that came up late keeps its own
         shared = {"object_store_memory": 256 << 20}
         head = shared | {"num_cpus": 2, "include_dashboard": True, "dashboard_port": self.dashboard}
         self._cluster = Cluster()
