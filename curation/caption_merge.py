@@ -3,7 +3,7 @@
 The prompt is fixed and versioned: its version is part of the model's name in the dataset. What comes back is checked,
 because a small model likes to comment on its task; what fails the check is replaced by one of the two captions, and
 the reason is recorded. The better caption is the one that the language model itself finds more probable, per token. A
-small model that would invent things can be held to the words of the two captions (`curation.given_words`).
+small model that adds a beach to every table is allowed no content word that is in neither caption.
 Stage contract:
 
     name
@@ -20,7 +20,6 @@ from typing import Any
 from curation.batching import Batches
 from curation.compat import ensure_torchvision
 from curation.errors import CannotScore
-from curation.given_words import GivenWords
 from curation.videoblip import refuse_missing
 from curation.weights import SMOLLM2, WeightsUnavailable
 
@@ -38,7 +37,7 @@ EXAMPLES = (
 )
 QUESTION = "First: {spatial}\nSecond: {temporal}"
 MAX_WORDS = 50
-_LONGEST_REPEAT = 3  # tokens
+_REPEAT = 3  # words
 _COMMENT = re.compile(
     r"^(sure|certainly|of course|here('s| is| are)|okay|ok\b|as an ai|i('m| am| can|'d)|note\b|the (combined|merged) )"
     r"|caption[s]?\b|\bsentence\b|\bthe (first|second)\b|^\W*$",
@@ -60,7 +59,8 @@ class MergedCaption:
     Attributes:
         text: the caption.
         source: `merged`, or `spatial` or `temporal` where one of the two stands instead.
-        reason: why it was not merged: `one_caption`, `same`, `too_long`, `empty`, `comment`, `lost_facts`, `new_facts`;
+        reason: why it was not merged: `one_caption`, `same`, `too_long`, `empty`, `comment`, `repeats`, `lost_facts`,
+            `new_facts`;
             None for a merged one.
     """
 
@@ -76,7 +76,7 @@ class CaptionMerger:
         weights: a GGUF file (the packaged SmolLM2, looked for if left out) or a folder with a model.
         name: recorded with the caption; from the model's configuration if left out. The prompt's version is added.
         batch: clips per call.
-        given_words: hold it to the words of the captions.
+        new_words: share of the content words of a merged caption that may be in neither caption.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CaptionMerger:
         device: str = "cpu",
         batch: int = 16,
         name: str | None = None,
-        given_words: bool = False,
+        new_words: float = 0.5,
     ) -> None:
         import torch
 
@@ -99,9 +99,7 @@ class CaptionMerger:
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self.name = f"{name or (path.stem if path.is_file() else path.name)}_prompt_v{PROMPT_VERSION}"
-        self._given_words = given_words
-        if given_words:
-            self.name += "_given_words"
+        self._new_words = new_words
         self._batches = Batches(batch, self.name)
 
     def merge(self, pairs: Sequence[tuple[str | None, str | None]]) -> list[MergedCaption | CannotScore]:
@@ -123,7 +121,7 @@ class CaptionMerger:
         asked = [(str(pairs[index][0]), str(pairs[index][1])) for index in both]
         written = self._batches.map(self._write, asked)
         for index, pair, text in zip(both, asked, written, strict=True):
-            sentence, reason = check_merged(text, *pair)
+            sentence, reason = check_merged(text, *pair, new_words=self._new_words)
             if reason is None:
                 answers[index] = MergedCaption(sentence, "merged", None)
             else:
@@ -154,12 +152,6 @@ class CaptionMerger:
 
         prompts = [self._prompt(spatial, temporal) for spatial, temporal in pairs]
         tokens = self._tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False).to(self._device)
-        start = tokens["input_ids"].shape[1]
-        held: dict[str, Any] = {}
-        if self._given_words:
-            texts = [" ".join(pair) for pair in pairs]
-            allowed = GivenWords(self._tokenizer, texts, lambda row, text: _says_both(text, *pairs[row]), start=start)
-            held = {"prefix_allowed_tokens_fn": allowed, "no_repeat_ngram_size": _LONGEST_REPEAT + 1}
         with torch.inference_mode():
             written = self._model.generate(
                 input_ids=tokens["input_ids"],
@@ -167,9 +159,8 @@ class CaptionMerger:
                 max_new_tokens=MAX_WORDS + 14,
                 do_sample=False,
                 pad_token_id=self._tokenizer.pad_token_id,
-                **held,
             )
-        answers = written[:, start:]
+        answers = written[:, tokens["input_ids"].shape[1] :]
         return list(self._tokenizer.batch_decode(answers, skip_special_tokens=True))
 
     def _prompt(self, spatial: str, temporal: str) -> str:
@@ -186,11 +177,12 @@ class CaptionMerger:
         return prompt
 
 
-def check_merged(text: str, spatial: str, temporal: str) -> tuple[str, str | None]:
+def check_merged(text: str, spatial: str, temporal: str, *, new_words: float = 0.5) -> tuple[str, str | None]:
     """The sentence in an answer, and why it cannot be used (None if it can).
 
-    A merged caption is one to MAX_WORDS words without comment on the task; it keeps a content word of each caption that
-    the other has not, and at most half of its content words come from neither.
+    A merged caption is one to MAX_WORDS words without comment on the task and without three words in a row that come
+    twice; it keeps a content word of each caption that the other has not, and at most a share of `new_words` of its
+    content words come from neither.
     """
     first = text.strip().splitlines()[0] if text.strip() else ""
     sentence = re.sub(r"\s+", " ", first).strip().strip('"').strip()
@@ -200,10 +192,14 @@ def check_merged(text: str, spatial: str, temporal: str) -> tuple[str, str | Non
         return sentence, "comment"
     if len(sentence.split()) > MAX_WORDS:
         return sentence, "too_long"
+    spoken = re.findall(r"[\w'-]+", sentence.lower())
+    rows = list(zip(*(spoken[k:] for k in range(_REPEAT)), strict=False))
+    if len(set(rows)) < len(rows):
+        return sentence, "repeats"
     if not _says_both(sentence, spatial, temporal):
         return sentence, "lost_facts"
     words, of_spatial, of_temporal = (_content(each) for each in (sentence, spatial, temporal))
-    if len(words - of_spatial - of_temporal) > len(words) / 2:
+    if len(words - of_spatial - of_temporal) > new_words * len(words):
         return sentence, "new_facts"
     return sentence, None
 

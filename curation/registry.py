@@ -282,8 +282,8 @@ _ALL = (
         "smollm2_135m",
         "curation.caption_merge:CaptionMerger",
         (packaged.SMOLLM2,),
-        "SmolLM2-135M-Instruct, 4 bit: a weak writer, held to the words of the captions",
-        options={"given_words": True},
+        "SmolLM2-135M-Instruct, 4 bit: a weak writer, allowed no content word of its own",
+        options={"new_words": 0.0},
     ),
     Implementation(
         "caption_merge",

@@ -8,7 +8,6 @@ import torch
 
 from curation.caption_merge import CaptionMerger, MergedCaption, check_merged
 from curation.errors import CannotScore
-from curation.given_words import JOINING
 from curation.weights import WeightsUnavailable
 
 SPATIAL, TEMPORAL = "a man riding a bicycle down a street", "a person pedals past a parked van"
@@ -25,6 +24,7 @@ SPATIAL, TEMPORAL = "a man riding a bicycle down a street", "a person pedals pas
         ("Here is the merged caption: a man rides a bicycle past a van", "comment"),
         ("The first clip describes a man riding a bicycle, a person pedals", "comment"),
         ("a man rides a bicycle " * 15, "too_long"),
+        ("a man rides a bicycle past a van, a man rides a bicycle", "repeats"),
         ("a woman cooks soup", "lost_facts"),
         ("a man riding a bicycle", "lost_facts"),
         ("a man on a bicycle passes a van under purple dragons with seven golden castles burning", "new_facts"),
@@ -84,26 +84,22 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         CaptionMerger(weights=[tmp_path])
 
 
-def test_a_model_that_is_held_to_given_words_says_no_others(small: CaptionMerger, tmp_path: Path) -> None:
-    held = CaptionMerger(weights=[tiny_language_model.folder(tmp_path / "tiny")], given_words=True)
-    assert held.name == "tiny_prompt_v1_given_words"
-    pairs = [("w1 w2 w3", "w4 w5"), ("w10 w11", "w12")]
-    free, bound = small._write(pairs), held._write(pairs)
-    for pair, loose, tight in zip(pairs, free, bound, strict=True):
-        given = set(" ".join(pair).split())
-        assert set(loose.split()) - given  # the model of this test is random
-        assert set(tight.split()) <= given
-        assert len(tight.split()) > 3
+def test_a_weak_writer_may_add_nothing() -> None:
+    added = "A man riding a bicycle down a street pedals past a van on a beach."
+    assert check_merged(added, SPATIAL, TEMPORAL)[1] is None
+    assert check_merged(added, SPATIAL, TEMPORAL, new_words=0.0)[1] == "new_facts"
 
 
 def test_smollm2_merges_captions_and_tells_one_from_scrambled_words() -> None:
     torch.set_num_threads(1)
-    smollm2 = CaptionMerger(given_words=True)
-    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1_given_words"
+    smollm2 = CaptionMerger(new_words=0.0)
+    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1"
     good, scrambled = smollm2.surprise([SPATIAL, "street a down riding bicycle man a a"])
     assert good + 2 < scrambled
-    pairs = [(SPATIAL, TEMPORAL), ("a bottle of water on top of a wooden table", "a person picks up the bottle")]
-    for pair, answer in zip(pairs, smollm2.merge(pairs), strict=True):
-        assert isinstance(answer, MergedCaption)
-        assert (answer.source, answer.reason) == ("merged", None)
-        assert set(answer.text.lower().split()) <= set(" ".join(pair).split()) | JOINING
+    pairs = [
+        (SPATIAL, "the man pedals past a parked van"),
+        ("a large white rabbit in a green meadow", "the rabbit yawns and stretches its arms"),
+        ("a surfer riding a wave in the ocean", "the surfer falls into the water"),
+    ]
+    sources = [answer.source for answer in smollm2.merge(pairs) if isinstance(answer, MergedCaption)]
+    assert sources.count("merged") >= 2
