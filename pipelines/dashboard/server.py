@@ -87,11 +87,18 @@ def _pages(registry: Registry, base: str) -> None:
         if dataset is None:
             notice(f"There is no dataset called {name} here.", bad=True)
             return None
+        waiting = None
+        if not dataset.is_open:
+            waiting = notice("Opening the dataset. With millions of clips this takes a minute.")
+            await ui.context.client.connected()
         try:
             scores = await background(dataset.reopen)
         except (DatasetError, SchemaError, OSError) as error:
             notice(str(error), bad=True)
             return None
+        finally:
+            if waiting is not None:
+                waiting.delete()
         if not scores.clips and here in ("", "/compare", "/statistics"):
             notice(_nothing(dataset))
             return None
