@@ -92,7 +92,7 @@ def measure_pandas(root: str, rounds: int = 5) -> None:
         table = pq.read_table(path, columns=columns)
         lists = table["text_area"].combine_chunks()
         area = np.full((len(lists), 3), np.nan, np.float32)
-        area[np.asarray(lists.is_valid())] = np.asarray(lists.flatten()).reshape(-1, 3)
+        area[np.asarray(lists.is_valid())] = np.asarray(lists.drop_null().flatten()).reshape(-1, 3)
         frame = table.drop_columns(["text_area"]).to_pandas()
         frame["camera"] = frame["camera"].astype("category")
         frame["text_any"], frame["text_all"], frame["text_mean"] = area.max(1), area.min(1), area.mean(1)
