@@ -47,7 +47,7 @@ _STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         """a an and are as at be by down for from has have her his in into is it its of off on one or out over she that
-        the their there they this to two up was were while who with""",
+        the their them there they this to two up was were while who with""",
     )
 )
 
@@ -214,9 +214,14 @@ def _says_both(text: str, spatial: str, temporal: str) -> bool:
 
 
 def _content(text: str) -> set[str]:
-    """Stems of the words that carry meaning: rough, but the same for `ride`, `rides` and `riding`."""
-    words = set(re.findall(r"[a-z]+", text.lower())) - _STOP_WORDS
-    return {re.sub(r"(ing|ed|es|s|e)$", "", word) if len(word) > 4 else word for word in words}
+    """Stems of the words that carry meaning: rough, but the same for `sit` and `sitting`, `ride` and `riding`."""
+    return {_stem(word) for word in set(re.findall(r"[a-z]+", text.lower())) - _STOP_WORDS}
+
+
+def _stem(word: str) -> str:
+    if len(word) > 3:
+        word = re.sub(r"(ing|ed|es|s|e)$", "", word)
+    return re.sub(r"([bdglmnprst])\1$", r"\1", word)
 
 
 def _load(path: Path, dtype: Any) -> tuple[Any, Any]:
