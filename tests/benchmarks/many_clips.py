@@ -78,8 +78,8 @@ def _clips(rng: np.random.Generator, index: np.ndarray) -> dict[str, Any]:
         elif score.kind == "per_frame":
             frames = rng.beta(0.3, 8, 3 * n).astype(np.float32)
             frames[rng.random(3 * n) < 0.5] = 0
-            offsets = pa.array(np.arange(0, 3 * n + 1, 3, dtype=np.int32), mask=np.append(failed, False))
-            values = pa.ListArray.from_arrays(offsets, frames)
+            offsets = pa.array(np.arange(0, 3 * n + 1, 3, dtype=np.int32))
+            values = pa.ListArray.from_arrays(offsets, frames, mask=pa.array(failed))
         else:
             values = pa.array(rng.gamma(1.2, 0.4, n).astype(np.float32), mask=failed)
         columns[score.column] = values
