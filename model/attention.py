@@ -31,6 +31,9 @@ SHORT_SEQUENCE_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTEN
 class Attention(nn.Module):
     """Multi-head attention with bias-free projections; named as in diffusers and peft (to_q, to_k, to_v, to_out.0)."""
 
+    in_float32 = False
+    """Compute the attention itself in float32 (training in bfloat16 on CPUs, see training/parallelize.py)."""
+
     def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
         super().__init__()
         self.heads = heads
@@ -43,7 +46,7 @@ class Attention(nn.Module):
         """Each frame over its own pixels. `x` (B, T, P, C) -> (B, T, P, C)."""
         n = x.shape[0] * x.shape[1]
         q, k, v = (self._split_heads(project(x), n, -1) for project in (self.to_q, self.to_k, self.to_v))
-        return self._merge_heads(F.scaled_dot_product_attention(q, k, v), x.shape)
+        return self._merge_heads(self._attend(q, k, v), x.shape)
 
     def temporal(self, x: Tensor) -> Tensor:
         """Each pixel over its own column of frames. `x` (B, T, P, C) -> (B, T, P, C).
@@ -57,8 +60,7 @@ class Attention(nn.Module):
         )
         with sdpa_kernel(SHORT_SEQUENCE_KERNELS):
             parts = [
-                F.scaled_dot_product_attention(*part)
-                for part in zip(*(y.split(MAX_SEQUENCES, dim=1) for y in (q, k, v)), strict=True)
+                self._attend(*part) for part in zip(*(y.split(MAX_SEQUENCES, dim=1) for y in (q, k, v)), strict=True)
             ]
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return self.to_out[0](y.transpose(1, 2).reshape(x.shape))
@@ -78,7 +80,12 @@ class Attention(nn.Module):
         n = x.shape[0] if context.ndim == 3 else x.shape[0] * x.shape[1]
         q = self._split_heads(self.to_q(norm(x)), n, -1)
         k, v = (self._split_heads(project(context), n, -1) for project in (self.to_k, self.to_v))
-        return self._merge_heads(F.scaled_dot_product_attention(q, k, v), x.shape)
+        return self._merge_heads(self._attend(q, k, v), x.shape)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if self.in_float32:
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v)
 
     def _split_heads(self, x: Tensor, batch: int, length: int) -> Tensor:
         return x.reshape(batch, length, self.heads, x.shape[-1] // self.heads).transpose(1, 2)

@@ -157,6 +157,8 @@ def _explained(act: Any) -> None:
         act()
     except known as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:  # a full disk, rights, a server that is gone
+        raise click.ClickException(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")) from error
     except Interrupted as error:
         click.echo(str(error), err=True)
         sys.exit(INTERRUPTED)

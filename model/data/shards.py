@@ -3,9 +3,9 @@
 A shard is a WebDataset tar: `<key>.mp4 .json .txt` one after the other (`.latents` in precomputed shards, `.jpg`/`.png`
 for images). Its index has one row per sample: offset, size and CRC-32 of every member, and what the trainer filters on.
 `clipmill train index` writes it beside the tar (`000000.tar` -> `000000.samples.parquet`). Where there is none it is
-made in memory: from the offsets that `clipmill export` left beside the tar (`000000.index.parquet`) and the samples'
-json, or, for any other tar, by reading it once. Reading a sample is then one range read, on a local disk or through
-fsspec.
+made in memory: from the places and checksums that `clipmill export` left beside the tar (`000000.index.parquet`) and
+the samples' json, or, for any other tar, by reading it once. Reading a sample is then one range read, on a local disk
+or through fsspec.
 
 Every read checks the tar header in front of the member, and the CRC where the index has one: a shard that was replaced,
 truncated or damaged since it was indexed is an error that names the shard, never a wrong sample.
@@ -140,7 +140,7 @@ def _full_index(url: str, table: pa.Table) -> tuple[int, Callable[[], pa.Table]]
 
 
 def _export_index(url: str, table: pa.Table) -> tuple[int, Callable[[], pa.Table]]:
-    """The same of the index that `clipmill export` writes: offsets only, so the samples' json is read."""
+    """The same of the index that `clipmill export` writes: places and checksums only, so the samples' json is read."""
     size = int(json.loads(table.schema.metadata[b"clipmill_shard"])["filesize"])
 
     def make() -> pa.Table:
@@ -148,8 +148,9 @@ def _export_index(url: str, table: pa.Table) -> tuple[int, Callable[[], pa.Table
         for each in table.to_pylist():
             row: dict[str, Any] = {"key": each["clip_id"], "media": "mp4", "captions": []}
             for kind, member in (("media", "mp4"), ("json", "json"), ("txt", "txt")):
-                row |= {f"{kind}_offset": each[f"{member}_offset"], f"{kind}_size": each[f"{member}_size"]}
-            facts = read_member(url, f"{row['key']}.json", row["json_offset"], row["json_size"], None)
+                row |= {f"{kind}_{what}": each[f"{member}_{what}"] for what in ("offset", "size")}
+                row[f"{kind}_crc32"] = each.get(f"{member}_crc32")  # exports of early versions have none
+            facts = read_member(url, f"{row['key']}.json", row["json_offset"], row["json_size"], row["json_crc32"])
             row |= _facts(json.loads(facts))
             if row["txt_size"] and not row["captions"]:
                 row["captions"] = ["text"]

@@ -79,15 +79,16 @@ def read_manifest(folder: Path, step: int) -> Manifest:
     return manifest
 
 
-def compare_settings(manifest: Manifest, now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to go on from a checkpoint of another run.
+def compare_settings(manifest: Manifest, now: Mapping[str, Any], where: Path, *, among_those: bool = False) -> None:
+    """Refuse to go on from a checkpoint of another run. `among_those`: only what `now` holds is compared.
 
     Raises:
         CheckpointProblem: names what differs.
     """
     then = manifest.settings
     now = json.loads(json.dumps(now))
-    differ = [k for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+    keys = now.keys() if among_those else then.keys() | now.keys()
+    differ = [k for k in sorted(keys) if then.get(k) != now.get(k)]
     if differ:
         listed = "; ".join(f"{k}: {_short(then.get(k))} then, {_short(now.get(k))} now" for k in differ)
         raise CheckpointProblem(
@@ -111,8 +112,9 @@ class Checkpointer:
         self._running: tuple[int, threading.Thread, Future[None]] | None = None
         if dist.get_rank() == 0 and not reading:  # a reader must not throw away what a run is writing
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob("step-*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for leftover in folder.glob("step-*"):
+                if leftover.suffix == ".tmp" or not (leftover / MANIFEST).is_file():
+                    shutil.rmtree(leftover, ignore_errors=True)
         dist.barrier(self._group)
 
     def save(self, step: int, state: dict[str, Tensor], settings: Mapping[str, Any], ema_updates: int) -> None:
@@ -167,36 +169,49 @@ class Checkpointer:
     def _write(
         self, done: Future[None], step: int, state: dict[str, Tensor], settings: dict[str, Any], ema_updates: int
     ) -> None:
-        final = path_of(self.folder, step)
-        partial = final.with_name(final.name + ".tmp")
-        failure: BaseException | None = None
+        """In the background; whatever happens, `done` says so."""
+        failure: Exception | None = None
         try:
-            self._check_space(sum(local(t).numel() * t.element_size() for t in state.values()))
-            dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
-            if dist.get_rank() == 0:
-                files = {p.name: p.stat().st_size for p in partial.iterdir()}
-                manifest = {"step": step, "settings": settings, "ema_updates": ema_updates, "files": files}
-                with open(partial / MANIFEST, "w") as file:
-                    json.dump(manifest, file, indent=1)
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.rename(final)
-                _sync_folder(self.folder)
-                for old in steps_in(self.folder)[: -self.keep]:
-                    shutil.rmtree(path_of(self.folder, old))
-        except (CheckpointException, OSError, RuntimeError) as error:
+            self._write_files(step, state, settings, ema_updates)
+        except Exception as error:  # the boundary of the thread: wait() raises it again
             failure = error
-        # All ranks learn whether it worked, so that all go on or all stop.
-        failed = torch.tensor([failure is not None], dtype=torch.int32)
-        dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=self._group)
-        if failed.item() and dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-        if failure is not None:
-            done.set_exception(failure)
-        elif failed.item():
-            done.set_exception(CheckpointProblem("another rank could not write"))
-        else:
+        try:
+            # All ranks learn whether it worked, so that all go on or all stop.
+            failed = torch.tensor([failure is not None], dtype=torch.int32)
+            dist.all_reduce(failed, op=dist.ReduceOp.MAX, group=self._group)
+            if failed.item() and dist.get_rank() == 0:
+                shutil.rmtree(self._partial(step), ignore_errors=True)
+            if failed.item() and failure is None:
+                failure = CheckpointProblem("another rank could not write")
+        except RuntimeError as error:  # another rank is gone
+            failure = failure or error
+        if failure is None:
             done.set_result(None)
+        else:
+            done.set_exception(failure)
+
+    def _partial(self, step: int) -> Path:
+        return path_of(self.folder, step).with_suffix(".tmp")
+
+    def _write_files(self, step: int, state: dict[str, Tensor], settings: dict[str, Any], ema_updates: int) -> None:
+        partial = self._partial(step)
+        self._check_space(sum(local(t).numel() * t.element_size() for t in state.values()))
+        dcp.save(state, storage_writer=dcp.FileSystemWriter(partial), process_group=self._group)
+        if dist.get_rank() != 0:
+            return
+        files = {p.name: p.stat().st_size for p in partial.iterdir()}
+        manifest = {"step": step, "settings": settings, "ema_updates": ema_updates, "files": files}
+        with open(partial / MANIFEST, "w") as file:
+            json.dump(manifest, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path_of(self.folder, step))
+        _sync_folder(self.folder)
+        for old in steps_in(self.folder)[: -self.keep]:
+            # Renamed first, so that a kill in the middle leaves no half of a checkpoint under its name.
+            leaving = self._partial(old)
+            path_of(self.folder, old).rename(leaving)
+            shutil.rmtree(leaving)
 
     def _check_space(self, needed: int) -> None:
         """Refuse on all ranks together what cannot fit, before anything is written."""

@@ -124,7 +124,8 @@ class ModelConfig:
     channels: tuple[int, ...] | None = None
     """Channels per level instead of those of the size (each a multiple of 32)."""
     autoencoder: str = "from start"
-    """`haar` (invertible wavelet, no weights), a directory with `vae/`, or the one in `start`."""
+    """`haar` (invertible wavelet, no weights: 48 channels at a quarter of the size), `haar-1` (12 channels at half the
+    size: what a network of 32 channels can learn), a directory with `vae/`, or the one in `start`."""
     text_encoder: str = "from start"
     """`untrained` (a small frozen random network: text acts as a label), a directory with `text_encoder/`, or the
     one in `start`."""

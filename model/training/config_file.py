@@ -155,7 +155,9 @@ def template(presets: Sequence[str], *, tiny: bool) -> str:
     lines += _section("data", known)
     model = {"size": "tiny", "autoencoder": "haar", "text_encoder": "untrained", "image_encoder": "untrained"}
     lines += _section("model", model if tiny else {"start": "path/to/stable-diffusion-2-1-base"})
-    lines += _section("compute", {"precision": "fp32", "checkpointing": "none"} if tiny else {})
+    # Micro-batches of 2, so that two ranks can share a batch of 4.
+    compute = {"precision": "fp32", "checkpointing": "none", "micro_batch": 2}
+    lines += _section("compute", compute if tiny else {})
     lines += _section("saving", {"every": 50, "validate_every": 100, "validation_steps": 10} if tiny else {})
     lines += ["", "seed: 0", "", "stages:"]
     for name in presets:

@@ -7,7 +7,7 @@ tensors saved for the backward pass are counted as PyTorch itself does them, wit
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -42,6 +42,17 @@ def forward_flops(config: UNetConfig, shape: Shape) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(*inputs)
     return float(counter.get_total_flops())
+
+
+def shape_of(x: Tensor, context: Tensor) -> Shape:
+    """Of a batch of latents (B, T, C, h, w) and its context (B, S, D)."""
+    return Shape(x.shape[0], x.shape[1], x.shape[3], x.shape[4], context.shape[1])
+
+
+def step_flops(config: UNetConfig, shape: Shape, trained_share: float = 1.0) -> float:
+    """Of a forward and a backward pass: forward, gradients of activations and gradients of the weights that are
+    trained cost the same each. Recomputation does not count as useful work."""
+    return (2 + trained_share) * shape.batch * forward_flops(config, replace(shape, batch=1))
 
 
 def activation_bytes(config: UNetConfig, shape: Shape, compute: ComputeConfig) -> ActivationBytes:

@@ -8,11 +8,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from model.tasks.camera_lora import save_lora
+from model.checkpoints import CheckpointError
+from model.tasks.camera_lora import add_lora, save_lora
 from model.tasks.video_model import VideoModel
+from model.training.checkpoint import CheckpointProblem
 from model.training.stage import StageTrainer
 from model.unet import VideoUNet
 
@@ -24,6 +27,9 @@ def export_stage(trainer: StageTrainer, destination: Path) -> Path:
 
     Returns:
         `destination`, which holds a model directory or a LoRA and is complete or absent.
+
+    Raises:
+        CheckpointProblem: it could not be written.
     """
     averaged = trainer.ema.swapped_in() if trainer.ema is not None else nullcontext()
     with averaged, torch.no_grad():
@@ -31,22 +37,30 @@ def export_stage(trainer: StageTrainer, destination: Path) -> Path:
         if trainer.ranks.first:
             partial = destination.with_name(f".{destination.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            if trainer.stage.lora is not None:
-                with torch.device("meta"):
-                    network = VideoUNet(trainer.model.unet.config)
-                from model.tasks.camera_lora import add_lora
-
-                add_lora(network, name="camera", rank=trainer.stage.lora.rank, alpha=trainer.stage.lora.alpha)
-                network.load_state_dict(weights, strict=False, assign=True)
-                save_lora(network, partial, name="camera")
-            else:
-                with torch.device("meta"):
-                    network = VideoUNet(trainer.model.unet.config)
-                network.load_state_dict(weights, assign=True)
-                _parts(trainer, network).save(partial)
-            shutil.rmtree(destination, ignore_errors=True)
-            partial.rename(destination)
+            try:
+                _save(trainer, weights, partial)
+                shutil.rmtree(destination, ignore_errors=True)
+                partial.rename(destination)
+            except (OSError, SafetensorError, CheckpointError) as error:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise CheckpointProblem(
+                    f"the result of {trainer.stage.name} could not be written to {destination}: {error}. "
+                    "Its checkpoints are untouched: free space and run again"
+                ) from error
     return destination
+
+
+def _save(trainer: StageTrainer, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    with torch.device("meta"):
+        network = VideoUNet(trainer.model.unet.config)
+    lora = trainer.stage.lora
+    if lora is not None:
+        add_lora(network, name="camera", rank=lora.rank, alpha=lora.alpha)
+        network.load_state_dict(weights, strict=False, assign=True)
+        save_lora(network, folder, name="camera")
+    else:
+        network.load_state_dict(weights, assign=True)
+        _parts(trainer, network).save(folder)
 
 
 def _wanted(trainer: StageTrainer, parameter: nn.Parameter) -> bool:

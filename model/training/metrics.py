@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import resource
+import sys
 import time
 from pathlib import Path
 from statistics import NormalDist
@@ -59,16 +61,18 @@ class SigmaBuckets:
 class Metrics:
     """Where the numbers go. Only the first rank has one."""
 
-    def __init__(self, folder: Path, *, every: int, steps: int) -> None:
+    def __init__(self, folder: Path, *, every: int, steps: int, first: int = 0) -> None:
+        """`first`: updates that were done before; what an earlier attempt wrote beyond them is taken back."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
+        _forget_after(self.path, first)
         self._file = open(self.path, "a")  # noqa: SIM115 - open as long as the run
         self._every, self._steps = every, steps
         self._board: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first + 1 if first else None)
         except ImportError:
             log.warning("TensorBoard is not installed (pip install tensorboard): %s has every number", self.path)
 
@@ -89,6 +93,30 @@ class Metrics:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps: they are taken again, and would be there twice."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:  # cut off when the run was killed
+            continue
+    partial = path.with_suffix(".jsonl.tmp")
+    partial.write_text("".join(kept))
+    partial.replace(path)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that was allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _rounded(value: float) -> float:

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from model.attention import Attention
 from model.training.config import ComputeConfig
 from model.training.ordered_reduce import OrderedReduceScatter
 from model.unet import VideoUNet
@@ -72,6 +73,17 @@ def device_mesh(compute: ComputeConfig, world: int, device: torch.device) -> Dev
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
+def _suit_cpus(network: VideoUNet) -> None:
+    """Two kernels of PyTorch's CPU build are slow in bfloat16 (measured on one core of a Zen 4): the backward pass of
+    attention takes 2 to 4 times as long as in float32, that of group normalisation of channels-last tensors 15 times as
+    long as of contiguous ones."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.in_float32 = True
+        elif isinstance(module, nn.GroupNorm):
+            module.register_forward_pre_hook(lambda _module, args: tuple(x.contiguous() for x in args))
+
+
 def parallelize(
     network: VideoUNet, compute: ComputeConfig, mesh: DeviceMesh, *, exact: bool
 ) -> list[OrderedReduceScatter]:
@@ -81,7 +93,8 @@ def parallelize(
     """
     checkpoint_blocks(network, compute.checkpointing)
     if compute.compile:
-        network.compile_blocks()
+        # A stage has one shape, or a few (buckets): each is compiled for itself. Symbolic ones fail in the compiler.
+        network.compile_blocks(dynamic=False)
     if mesh.size() == 1 and compute.precision == "fp32":
         network.to(mesh.device_type)
         if exact:
@@ -89,6 +102,8 @@ def parallelize(
                 unit[0].register_forward_pre_hook(_group_inputs)
         return []
     low = torch.bfloat16 if compute.precision == "bf16" else None
+    if low is not None and mesh.device_type == "cpu":
+        _suit_cpus(network)
     # Inputs are cast by the network itself, which keeps c_noise and the scalar conditions in float32.
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     reshard = compute.reshard_after_forward and mesh.size(mesh.ndim - 1) > 1  # alone there is nothing to give back

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from model.conditioning.latents import Autoencoder
+from model.data.buckets import Bucket
 from model.data.dataset import TrainingSample
 from model.data.latents import pack_latents, posterior
 from model.data.shards import SampleError, read_member, reindex
@@ -30,10 +31,10 @@ log = logging.getLogger("clipmill.train")
 
 
 def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
-    """Encode every clip that the stage can use; returns a sentence with counts.
+    """Encode every clip that the stage can use, each at the size of its bucket; returns a sentence with counts.
 
     Raises:
-        ConfigError: no such stage, or one with aspect-ratio buckets of more than one shape.
+        ConfigError: no such stage, or the folder holds latents of other settings.
         DataError: a shard cannot be read.
     """
     names = [stage.name for stage in config.stages]
@@ -45,14 +46,18 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
     if isinstance(model.autoencoder, torch.nn.Module):
         model.autoencoder.to(device)
     data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
-    if len(data.dataset.sources) > 1:
-        raise ConfigError(
-            f"stage {stage.name}: precompute one shape at a time: turn aspect_buckets and image_share off"
-        )
+    # Joint training has sources of single images too: they are the first frames of what is encoded here.
+    source_of = {
+        int(sample): source
+        for source, order in zip(data.dataset.sources, data.dataset.plan.orders, strict=True)
+        if source.bucket.frames == stage.frames and source.table is data.table
+        for sample in order.samples
+    }
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
+    _claim(folder, config, stage, data, model.autoencoder.kind)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    members = np.sort(data.dataset.plan.orders[0].samples)
+    members = np.array(sorted(source_of), dtype=np.int64)
     shards = data.table.shard[members]
     made, skipped, failed = 0, 0, 0
     for number in np.unique(shards)[rank::world]:
@@ -63,20 +68,36 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
         partial = final.with_suffix(".tar.tmp")
         with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in members[shards == number]:
+                source = source_of[int(sample)]
                 try:
                     # The draws of a sample are those of its number: the same crop and frames in every run.
-                    read = data.dataset.read(data.dataset.sources[0], int(sample), int(sample))
+                    read = data.dataset.read(source, int(sample), int(sample))
                 except SampleError as error:
                     log.warning("left out: %s", error)
                     failed += 1
                     continue
-                _add(
-                    tar, read, _encoded(read, model.autoencoder, device, config), _meta(data, int(sample), read, stage)
-                )
+                meta = _meta(data, int(sample), read, source.bucket)
+                _add(tar, read, _encoded(read, model.autoencoder, device, config), meta)
                 made += 1
         partial.rename(final)
         reindex(str(final))
     return f"{made} clips encoded into {folder}, {skipped} shards were there already, {failed} clips could not be read"
+
+
+def _claim(folder: Path, config: TrainConfig, stage: StageConfig, data: StageData, autoencoder: str) -> None:
+    """Note what the latents are made of; refuse to add others to them."""
+    keys = ("name", "task", "frames", "height", "width", "fps", "crop", "aspect_buckets", "camera")
+    made_of = {key: getattr(stage, key) for key in keys}
+    made_of |= {"seed": config.seed, "autoencoder": autoencoder, "data": data.fingerprint}
+    text = json.dumps(made_of, indent=1) + "\n"
+    note = folder / "latents.json"
+    if note.exists() and note.read_text() != text:
+        then, now = json.loads(note.read_text()), json.loads(text)
+        differ = ", ".join(f"{k} {then.get(k)} then, {now[k]} now" for k in now if then.get(k) != now[k])
+        raise ConfigError(f"{folder} holds latents of other settings ({differ}): choose another folder, or remove it")
+    partial = note.with_suffix(f".{os.getpid()}.tmp")  # several processes may start at once
+    partial.write_text(text)
+    partial.replace(note)
 
 
 def _encoded(sample: TrainingSample, autoencoder: Autoencoder, device: torch.device, config: TrainConfig) -> bytes:
@@ -86,7 +107,7 @@ def _encoded(sample: TrainingSample, autoencoder: Autoencoder, device: torch.dev
     return pack_latents(mean, logvar, torch.from_numpy(sample.frames[[0, -1]].copy()), sample.fps)
 
 
-def _meta(data: StageData, number: int, sample: TrainingSample, stage: StageConfig) -> dict[str, object]:
+def _meta(data: StageData, number: int, sample: TrainingSample, bucket: Bucket) -> dict[str, object]:
     """The clip's own json, with what is now fixed."""
     row: dict[str, object] = data.table.row(number)
     meta: dict[str, object] = {}
@@ -95,7 +116,7 @@ def _meta(data: StageData, number: int, sample: TrainingSample, stage: StageConf
         text = read_member(url, f"{row['key']}.json", row["json_offset"], row["json_size"], row["json_crc32"])  # type: ignore[arg-type]
         meta = json.loads(text)
     return meta | {
-        "frames": stage.frames, "rate_fps": sample.fps, "width": stage.width, "height": stage.height,
+        "frames": bucket.frames, "rate_fps": sample.fps, "width": bucket.width, "height": bucket.height,
         "latents_of": row["media"],
     }  # fmt: skip
 

@@ -91,7 +91,7 @@ def tiny_variant(stage: StageConfig) -> StageConfig:
         frames=frames,
         height=48,
         width=48 if stage.height == stage.width else 64,
-        steps=400 if frames == 1 else 200,
+        steps=250 if frames == 1 else 120,
         global_batch=8 if frames == 1 else 4,
         learning_rate=2e-3,
         warmup_steps=20,

@@ -14,12 +14,13 @@ import torch.distributed as dist
 
 from model.data.order import micro_batches
 from model.tasks.video_model import VideoModel
+from model.training.checkpoint import CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError, render
 from model.training.cost import MemoryEstimate, Shape, available_memory, estimate_memory
 from model.training.export import LORA, MODEL, export_stage
 from model.training.launch import Ranks, process_group
-from model.training.stage import StageTrainer
+from model.training.stage import StageTrainer, stage_settings
 from model.training.stage_data import StageData, motion_map, stage_data
 from model.training.starting_point import starting_point
 from model.training.validation import Validation
@@ -41,7 +42,7 @@ def run(config: TrainConfig) -> Path:
         for number, stage in enumerate(config.stages, start=1):
             folder = stage_folder(config, number)
             result = folder / (LORA if stage.lora is not None else MODEL)
-            if not result.is_dir():
+            if not is_done(config, number):
                 trainer = prepare(config, stage, folder, previous, ranks, stop_asked=asked.is_set)
                 trainer.run(Validation(trainer) if config.saving.validate_every else None)
                 export_stage(trainer, result)
@@ -52,6 +53,33 @@ def run(config: TrainConfig) -> Path:
             if stage.lora is None and number < len(config.stages):
                 previous = VideoModel.load(result)
     return result
+
+
+def is_done(config: TrainConfig, number: int) -> bool:
+    """Whether a stage has its result, and has it by this configuration.
+
+    Raises:
+        CheckpointProblem: it was trained by another configuration, or a later stage started from what would change.
+    """
+    stage, folder = config.stages[number - 1], stage_folder(config, number)
+    if not (folder / (LORA if stage.lora is not None else MODEL)).is_dir():
+        return False
+    steps = steps_in(folder / "checkpoints")
+    if not steps:
+        return True  # the checkpoints were deleted: the result is all there is to know
+    manifest = read_manifest(folder / "checkpoints", steps[-1])
+    compare_settings(manifest, stage_settings(stage) | {"seed": config.seed}, folder, among_those=True)
+    if manifest.step > stage.steps:
+        raise CheckpointProblem(
+            f"{folder} was trained for {manifest.step} steps, {stage.steps} are asked: choose another `output`"
+        )
+    after = [f for n in range(number, len(config.stages)) if (f := stage_folder(config, n + 1)).exists()]
+    if manifest.step < stage.steps and after and stage.lora is None:
+        raise CheckpointProblem(
+            f"{folder} was trained for {manifest.step} steps, {stage.steps} are asked, but {after[0].name} started "
+            f"from its result: remove {after[0]} to train it again, or choose another `output`"
+        )
+    return manifest.step == stage.steps
 
 
 def prepare(

@@ -24,12 +24,12 @@ from model.tasks.video_model import VideoModel
 from model.training.adamw import ExactAdamW
 from model.training.checkpoint import Checkpointer, CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
-from model.training.cost import Shape, forward_flops
+from model.training.cost import shape_of, step_flops
 from model.training.ema import Ema
 from model.training.encode import Encoder
 from model.training.gradients import Gradients
 from model.training.launch import Ranks
-from model.training.metrics import Metrics, SigmaBuckets, peak_tflops
+from model.training.metrics import Metrics, SigmaBuckets, peak_memory, peak_tflops
 from model.training.parallelize import device_mesh, parallelize
 from model.training.stage_data import StageData
 
@@ -51,6 +51,7 @@ class StepResult:
     losses: np.ndarray  # (global batch,), in order
     sigmas: np.ndarray
     waited_s: float
+    flops: float  # of one rank
     stop: bool
     replaced: int
 
@@ -91,6 +92,8 @@ class StageTrainer:
         }
         if not self.trained:
             raise ValueError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
+        count = sum(p.numel() for p in model.unet.parameters())
+        self.trained_share = sum(p.numel() for p in self.trained.values()) / count
         self.gradients = Gradients(list(self.trained.values()), list(replicated.values()), reductions, exact=exact)
         self.trained |= replicated
         betas = (stage.beta1, stage.beta2)
@@ -120,9 +123,11 @@ class StageTrainer:
         """
         stage, saving = self.stage, self.config.saving
         self.resume()
-        metrics = Metrics(self.folder, every=saving.log_every, steps=stage.steps) if self.ranks.first else None
+        metrics = None
+        if self.ranks.first:
+            metrics = Metrics(self.folder, every=saving.log_every, first=self.step, steps=stage.steps)
         buckets = SigmaBuckets(stage.p_mean, stage.p_std)
-        peak, flops = peak_tflops(self.ranks.device, saving.peak_tflops), self._flops_per_sample()
+        peak = peak_tflops(self.ranks.device, saving.peak_tflops)
         loader = iter(
             load_batches(
                 self.data.dataset, first_step=self.step, last_step=stage.steps,
@@ -145,9 +150,8 @@ class StageTrainer:
                 if result.replaced:
                     values["replaced_samples"] = result.replaced
                 if peak:
-                    values["mfu"] = rate * flops / (peak * 1e12 * self.ranks.world)
-                if self.ranks.device.type == "cuda":
-                    values["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+                    values["mfu"] = result.flops / seconds / (peak * 1e12)
+                values["memory_gib"] = peak_memory(self.ranks.device) / 2**30
                 if validate is not None and saving.validate_every and self.step % saving.validate_every == 0:
                     values |= validate(self.step)
                 if metrics is not None:
@@ -168,7 +172,7 @@ class StageTrainer:
         stage = self.stage
         self.gradients.begin_step()
         micro_steps = stage.global_batch // (self.config.compute.micro_batch * self.ranks.world)
-        losses, sigmas, samples, waited = [], [], [], 0.0
+        losses, sigmas, samples, waited, flops = [], [], [], 0.0, 0.0
         for _ in range(micro_steps):
             asked = time.perf_counter()
             loaded: list[TrainingSample] = next(loader)
@@ -183,7 +187,9 @@ class StageTrainer:
             losses.append(each.detach())
             sigmas.append(batch.sigma)
             samples += loaded
-        result = self._gather(torch.cat(losses), torch.cat(sigmas), samples, waited)
+            shape = shape_of(batch.x0, batch.conditioning.context)
+            flops += step_flops(self.model.unet.config, shape, self.trained_share)
+        result = self._gather(torch.cat(losses), torch.cat(sigmas), samples, waited, flops)
         if not np.isfinite(result.losses).all():
             self._stop_non_finite(result, samples, "loss")
         norm = self.gradients.clip(stage.max_grad_norm)
@@ -202,7 +208,9 @@ class StageTrainer:
 
     # ---- what ranks tell each other ------------------------------------------------------------------------------
 
-    def _gather(self, losses: Tensor, sigmas: Tensor, samples: list[TrainingSample], waited: float) -> StepResult:
+    def _gather(
+        self, losses: Tensor, sigmas: Tensor, samples: list[TrainingSample], waited: float, flops: float
+    ) -> StepResult:
         """Every rank's losses, in the order of the global batch; and whether anyone was asked to stop."""
         for sample in samples:
             for message in sample.replaced:
@@ -220,7 +228,7 @@ class StageTrainer:
 
         return StepResult(
             losses=ordered(table[:, :n]), sigmas=ordered(table[:, n : 2 * n]), waited_s=float(table[:, -3].max()),
-            stop=bool(table[:, -2].any()), replaced=int(table[:, -1].sum()),
+            flops=flops, stop=bool(table[:, -2].any()), replaced=int(table[:, -1].sum()),
         )  # fmt: skip
 
     def _stop_non_finite(self, result: StepResult, samples: list[TrainingSample], what: str) -> None:
@@ -250,11 +258,8 @@ class StageTrainer:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same to go on from a checkpoint."""
-        stage = asdict(self.stage)
-        for free in ("name", "steps"):
-            del stage[free]
         rest = {"seed": self.config.seed, "data": self.data.fingerprint, "network": asdict(self.model.unet.config)}
-        return stage | rest
+        return stage_settings(self.stage) | rest
 
     def state(self, names: set[str] | None = None) -> dict[str, Tensor]:
         """Every tensor that training changes: weights, AdamW's moments, averages.
@@ -286,7 +291,10 @@ class StageTrainer:
         Raises:
             CheckpointProblem: it is damaged, or of another configuration.
         """
-        steps = steps_in(self.checkpoints.folder)
+        # One rank looks: on a network file system the others may not see the newest yet.
+        found: list[Any] = [steps_in(self.checkpoints.folder)]
+        dist.broadcast_object_list(found, src=0, group=self.ranks.control)
+        steps: list[int] = found[0]
         if not steps:
             return
         step = steps[-1] if step is None else step
@@ -320,9 +328,7 @@ class StageTrainer:
         self.checkpoints.save(self.step, self.state(), self.settings(), self.ema.updates if self.ema else 0)
         self.checkpoints.wait()
 
-    def _flops_per_sample(self) -> float:
-        """Of a forward and a backward pass (three times the forward; recomputation does not count as useful work)."""
-        factor = self.model.autoencoder.factor
-        tokens = {"text_to_video": 77, "interpolation": 2}.get(self.stage.task, 1)
-        shape = Shape(1, self.stage.frames, self.stage.height // factor, self.stage.width // factor, tokens)
-        return 3 * forward_flops(self.model.unet.config, shape)
+
+def stage_settings(stage: StageConfig) -> dict[str, Any]:
+    """What a stage must keep to be gone on with: everything but its name and length."""
+    return {key: value for key, value in asdict(stage).items() if key not in ("name", "steps")}

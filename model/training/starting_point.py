@@ -30,6 +30,7 @@ from model.training.config_file import ConfigError
 from model.unet import UNetConfig, VideoUNet
 
 SCALARS = {"orbit": 4}
+HAAR_LEVELS = {"haar": 2, "haar-1": 1}
 
 
 def starting_point(
@@ -157,12 +158,12 @@ def _shape(
 
 
 def _autoencoder(model: ModelConfig) -> Autoencoder:
-    if model.autoencoder == "haar":
-        return HaarAutoencoder(levels=2)
+    if model.autoencoder in HAAR_LEVELS:
+        return HaarAutoencoder(levels=HAAR_LEVELS[model.autoencoder])
     source = model.start if model.autoencoder == "from start" else model.autoencoder
     if source == "random":
         raise ConfigError(
-            "model.autoencoder: `haar`, or a directory with vae/, is needed where nothing is started from"
+            "model.autoencoder: `haar`, `haar-1`, or a directory with vae/, is needed where nothing is started from"
         )
     folder = Path(source) / "vae" if (Path(source) / "vae").is_dir() else Path(source)
     try:

@@ -5,10 +5,11 @@
     python -m tests.benchmarks.training_learns pan          a camera LoRA trained on pans makes the model pan
 
 Run `make demo` first: the clips are those of its shards (--shards names others). Each experiment trains through
-`clipmill train`'s own code in one thread, about ten minutes of one core; --folder keeps its files and sheet.png.
+`clipmill train`'s own code in one thread, about ten minutes of one core; --folder keeps its files and sheet.png, and
+the same command goes on there after an interruption.
 
-The network has 64 channels on its finest level: the Haar autoencoder has 48 latent channels, and a network that is
-narrower than its latents cannot say what is noise in all of them.
+Latents are those of one Haar level, 12 channels. With two levels, 48 channels, a network of 64 channels learned what
+the clips show (loss 0.09 at large sigma) but not what is noise in all channels (0.89 at small sigma, 1400 steps).
 """
 
 from __future__ import annotations
@@ -44,14 +45,14 @@ from model.training.stage_data import stage_data
 from model.training.validation import psnr
 from tests.model.training_shards import encode, write_shard
 
-HEIGHT, WIDTH, FRAMES = 32, 48, 5
+HEIGHT, WIDTH, FRAMES = 24, 32, 4
 SHEET_SCALE = 4  # pictures are this much larger on the sheet
 HEAD = """
 output: {output}
 data: {{shards: [{shards}], workers: 0}}
-model: {{size: tiny, channels: [64, 64], autoencoder: haar, image_encoder: untrained, text_encoder: untrained}}
+model: {{size: tiny, autoencoder: haar-1, image_encoder: untrained, text_encoder: untrained}}
 compute: {{precision: fp32, checkpointing: none, micro_batch: {batch}, threads: 1}}
-saving: {{every: 100000, validate_every: 0, log_every: 50}}
+saving: {{every: 100, keep: 1, validate_every: 0, log_every: 50}}
 stages:
 """
 
@@ -163,7 +164,7 @@ def image_start(folder: Path, shards: str, steps: int) -> dict[str, float]:
     """
     clips = some_clips(shards, folder / "clips", 100)
     video = {"preset": "video-320", "name": "video", "steps": steps, "fps": [5, 12]}
-    image = {"preset": "image-finetune", "name": "image", "steps": 3 * steps, "frames": 1, "global_batch": 15}
+    image = {"preset": "image-finetune", "name": "image", "steps": 2 * steps, "frames": 1, "global_batch": 15}
     run(config(folder / "random", clips, video))
     run(config(folder / "images", clips, image, video))
     random, pretrained = losses(folder / "random" / "01-video"), losses(folder / "images" / "02-video")
@@ -263,7 +264,7 @@ def pan(folder: Path, shards: str, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    experiments = {"overfit": (overfit, 1400), "image-start": (image_start, 500), "pan": (pan, 900)}
+    experiments = {"overfit": (overfit, 1000), "image-start": (image_start, 200), "pan": (pan, 600)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--shards", default="demo-out/shards/default")

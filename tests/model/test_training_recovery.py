@@ -1,0 +1,141 @@
+"""What happens when a run is started again: after it was finished, killed, changed, or ran out of disk."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.data.selection import SampleTable
+from model.training.checkpoint import Checkpointer, CheckpointProblem, path_of, steps_in
+from model.training.config import StageConfig, TrainConfig
+from model.training.config_file import ConfigError, parse_config
+from model.training.precompute import precompute
+from model.training.run import run
+from tests.model.training_shards import clip, make_shards, write_shard
+
+pytestmark = pytest.mark.timeout(1500)
+
+CONFIG = """
+output: {output}
+data: {{shards: [{shards}], workers: 0}}
+model: {{size: tiny, autoencoder: haar, image_encoder: untrained, text_encoder: untrained}}
+compute: {{precision: fp32, checkpointing: none}}
+saving: {{every: 1, validate_every: 0, log_every: 1}}
+stages:
+  - {{preset: image-to-video-320, tiny: true, name: a, height: 32, width: 32, frames: 4, global_batch: 1, steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), shards=1, clips=3, size=(32, 48))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "run"
+    run(_config(output, shards))
+    return output
+
+
+@pytest.fixture
+def output(tmp_path: Path, finished: Path) -> Path:
+    """A copy of a finished run of two steps."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def _config(output: Path, shards: Path, **stage: Any) -> TrainConfig:
+    config = parse_config(CONFIG.format(output=output, shards=shards))
+    return replace(config, stages=(replace(config.stages[0], **stage),))
+
+
+def _more(config: TrainConfig, **changes: Any) -> TrainConfig:
+    """The same chain with another stage behind it."""
+    second: StageConfig = replace(config.stages[-1], name="b", **changes)
+    return replace(config, stages=(*config.stages, second))
+
+
+def _logged(output: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (output / "01-a" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_stage_goes_on_when_more_steps_are_asked(output: Path, shards: Path) -> None:
+    with open(output / "01-a" / "metrics.jsonl", "a") as log:  # what a killed attempt leaves beyond its checkpoint
+        log.write('{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    model = output / "01-a" / "model" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = model.read_bytes()
+    run(_config(output, shards, steps=3))
+    assert _logged(output) == [1, 2, 3], "no step is there twice"
+    assert steps_in(output / "01-a" / "checkpoints") == [1, 2, 3]
+    assert model.read_bytes() != before
+
+
+def test_a_finished_stage_of_another_configuration_is_not_taken_for_this_one(output: Path, shards: Path) -> None:
+    with pytest.raises(CheckpointProblem, match=r"01-a was written by another.*p_mean: 0.7 then, 0.2 now"):
+        run(_config(output, shards, p_mean=0.2))
+    with pytest.raises(CheckpointProblem, match=r"trained for 2 steps, 1 are asked"):
+        run(_config(output, shards, steps=1))
+    (output / "02-b").mkdir()
+    with pytest.raises(CheckpointProblem, match=r"02-b started from its result: remove"):
+        run(_more(_config(output, shards, steps=3)))
+
+
+def test_a_full_disk_while_the_result_is_written_leaves_the_checkpoints(output: Path, shards: Path) -> None:
+    config = _config(output, shards)
+    shutil.rmtree(output / "01-a" / "model")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))  # writing past 1 MB fails, as on a full disk
+    try:
+        with pytest.raises(CheckpointProblem, match=r"result of a could not be written to .*model.*free space"):
+            run(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in sorted((output / "01-a").iterdir())] == ["checkpoints", "metrics.jsonl", "tensorboard"]
+    assert run(config).is_dir()
+
+
+def test_half_a_checkpoint_is_never_taken_for_one(output: Path, shards: Path) -> None:
+    folder = output / "01-a" / "checkpoints"
+    shutil.rmtree(output / "01-a" / "model")
+    newest = path_of(folder, 2)
+    (newest / "manifest.json").unlink()  # killed while it was thrown away, or while it was copied elsewhere
+    shutil.copytree(newest, folder / "step-00000003.tmp")  # killed while it was written
+    run(_config(output, shards))
+    assert steps_in(folder) == [1, 2]
+    assert not list(folder.glob("*.tmp"))
+    assert _logged(output) == [1, 2]
+
+
+def test_whatever_stops_the_writer_is_reported(
+    output: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise TypeError("cannot pickle this")
+
+    monkeypatch.setattr(Checkpointer, "_write_files", broken)
+    with pytest.raises(CheckpointProblem, match=r"step 4 could not be written.*cannot pickle this"):
+        run(_config(output, shards, steps=4))
+    assert "checkpoint of step 3 could not be written" in caplog.text, "training went on, and tried again"
+    assert steps_in(output / "01-a" / "checkpoints") == [1, 2]
+
+
+def test_latents_of_mixed_sizes_are_made_once_and_not_mixed_with_others(tmp_path: Path) -> None:
+    """Portrait and landscape clips, each encoded at the size of its aspect-ratio bucket."""
+    clips = [clip(0, size=(32, 64)), clip(1, size=(64, 32)), clip(2, size=(48, 48))]
+    (tmp_path / "clips").mkdir()
+    write_shard(tmp_path / "clips" / "0.tar", clips)
+    config = _config(tmp_path / "run", tmp_path / "clips", aspect_buckets=True, global_batch=1, steps=2)
+    latents = tmp_path / "latents"
+    assert "3 clips encoded" in precompute(config, None, str(latents))
+    table = SampleTable.open([str(latents)])
+    sizes = set(zip(table.numbers("height"), table.numbers("width"), strict=True))
+    assert sizes == {(24.0, 48.0), (40.0, 24.0), (32.0, 32.0)}
+    run(replace(config, data=replace(config.data, shards=(str(latents),))))
+    with pytest.raises(ConfigError, match=r"latents of other settings \(frames 4 then, 5 now\)"):
+        precompute(_config(tmp_path / "run", tmp_path / "clips", aspect_buckets=True, frames=5), None, str(latents))
