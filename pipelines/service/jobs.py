@@ -263,7 +263,9 @@ class Jobs:
                 if record is None:
                     return
                 done = self.tallies.of(Dataset(self.storage(record.id).root)).sources_done
-                record = record.but(launched=True, attempt=record.attempt + 1, started=now(), sources_done=done)
+                record = record.but(
+                    launched=True, seen=False, attempt=record.attempt + 1, started=now(), sources_done=done
+                )
                 self._write(record)
             try:
                 limits = {VARIABLE: self.policy.dumps(), "CLIPMILL_JOB": record.id}
@@ -279,6 +281,9 @@ class Jobs:
     def _settle(self, record: Record, seen: RayJob | None) -> None:
         """Take note of what has become of an attempt."""
         if seen is not None and not seen.ended:
+            if not record.seen:
+                with self._lock:
+                    self._write(self._records.get(record.id, record).but(seen=True))
             if record.wanted == "stop":
                 with suppress(RayUnreachable, UnknownRayJob):
                     self._ray.stop(record.ray_id)
@@ -301,6 +306,9 @@ class Jobs:
             return record.but(ended="cancelled", finished=now(), message="stopped through Ray")
         if seen is not None and seen.exit_code in _OWN_ENDS:
             return record.but(ended="failed", finished=now(), message=self._reason(record.id) or seen.message)
+        if seen is None and not record.seen:  # it never got there: the same attempt again, under the same id
+            said = "Ray has not taken the job yet; trying again"
+            return record.but(launched=False, attempt=record.attempt - 1, message=said)
         said = "Ray lost the job" if seen is None else f"the driver died ({_first_line(seen.message)})"
         done = self.tallies.of(Dataset(self.storage(record.id).root)).sources_done
         deaths = 1 if done > record.sources_done else record.deaths + 1

@@ -33,6 +33,7 @@ class Record:
         wanted: what its owner wants of it.
         attempt: how often it was handed to Ray; the last time under the id `ray_id`. 0: not yet.
         launched: whether the last attempt has been handed to Ray, or is about to be.
+        seen: whether Ray has been heard to know it.
         deaths: attempts in a row that died without finishing a source.
         sources_done: of the dataset, when the last attempt began.
         ended: how it ended; None while it is queued or running.
@@ -46,6 +47,7 @@ class Record:
     wanted: Literal["run", "stop"] = "run"
     attempt: int = 0
     launched: bool = False
+    seen: bool = False
     deaths: int = 0
     sources_done: int = 0
     started: str | None = None

@@ -68,7 +68,7 @@ class Rig:
         from ray.cluster_utils import Cluster
 
         self.dashboard = free_port()  # another one at each attempt: a dashboard that came up late keeps its own
-        shared = {"object_store_memory": 256 << 20}
+        shared = {"object_store_memory": 256 << 20, "dashboard_agent_listen_port": 0}
         head = shared | {"num_cpus": 2, "include_dashboard": True, "dashboard_port": self.dashboard}
         self._cluster = Cluster()
         self._cluster.add_node(**head)
@@ -155,7 +155,9 @@ class Rig:
     def _replace_node(self) -> bool:
         with suppress(Exception):  # half of it is dead already
             self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(num_cpus=self.node_cpus, object_store_memory=256 << 20)
+        self._node = self._cluster.add_node(
+            num_cpus=self.node_cpus, object_store_memory=256 << 20, dashboard_agent_listen_port=0
+        )
         return True
 
     def _processes(self) -> list[psutil.Process]:

@@ -9,6 +9,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from curation.input_policy import InputPolicy
+from pipelines.ray_jobs import RayUnreachable
 from pipelines.service.app import create_app
 from pipelines.service.jobs import Jobs
 from pipelines.service.record import read_record
@@ -119,11 +120,26 @@ def test_a_driver_that_died_is_started_again_and_one_that_ended_is_not(service: 
 def test_a_cluster_that_was_lost_costs_no_job(service: Service) -> None:
     service.submit("a")
     service.jobs.tick()
+    service.jobs.tick()
     service.ray.jobs.clear()
     service.jobs.tick()
     assert service.state("a") == "starting"
     assert service.http.get("/api/jobs/a").json()["attempt"] == 2
     assert len(service.ray.jobs) == 1
+
+
+def test_a_job_that_ray_does_not_take_yet_is_not_given_up(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: Any, **__: Any) -> None:
+        raise RayUnreachable("No available agent to submit job")
+
+    service.submit("a")
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRay, "submit", busy)
+        for _ in range(8):
+            service.jobs.tick()
+    service.jobs.tick()
+    found = service.http.get("/api/jobs/a").json()
+    assert (found["state"], found["attempt"]) == ("starting", 1)
 
 
 def test_a_service_that_is_started_again_shows_the_same_jobs(service: Service) -> None:
