@@ -98,20 +98,6 @@ def test_the_offline_profile_fills_every_column_that_it_has_a_model_for(films: P
     assert left_out == ["aesthetic", "similarity"]  # NIQE is not what the paper means, and there are no captions
     assert presets.fitted("offline", open_scores(dataset))[1] == []
 
-    # The same clips, curated in two runs, with a source that came later: the same neighbours.
-    grown = tmp_path / "grown"
-    grown.mkdir()
-    for name in ("b.mp4", "c.mp4"):
-        (grown / name).write_bytes((films / name).read_bytes())
-    models = {"roles": {"similarity": "conse"}}
-    first = by_name(curate(job([grown], tmp_path / "two", models, "off")))
-    assert {row["duplicate_of"] for row in first.values()} == {None}
-    (grown / "a.mp4").write_bytes((films / "a.mp4").read_bytes())
-    second = by_name(curate(job([grown], tmp_path / "two", models, "off")))
-    for name, row in second.items():
-        for column in ("clip_id", "near_duplicate", "duplicate_of", "embedding", "near_duplicate_model"):
-            assert row[column] == rows[name][column]
-
 
 def test_the_paper_profile_runs_on_small_checkpoints(films: Path, tmp_path: Path) -> None:
     ensure_torchvision()
