@@ -77,7 +77,9 @@ class StageTrainer:
         exact = compute.exact if compute.exact is not None else ranks.device.type == "cpu" and compute.replicate == 1
         # What is trained, by name. Order is that of the modules: the same on every rank.
         if stage.lora is not None:
-            add_lora(model.unet, name="camera", rank=stage.lora.rank, alpha=stage.lora.alpha)
+            with torch.random.fork_rng(devices=[]):  # the same fresh adapter on every rank
+                torch.manual_seed(config.seed)
+                add_lora(model.unet, name="camera", rank=stage.lora.rank, alpha=stage.lora.alpha)
         else:
             for name, parameter in model.unet.named_parameters():
                 parameter.requires_grad_(re.fullmatch(stage.trainable, name) is not None)
