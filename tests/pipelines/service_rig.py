@@ -155,9 +155,15 @@ class Rig:
     def _replace_node(self) -> bool:
         with suppress(Exception):  # half of it is dead already
             self._cluster.remove_node(self._node, allow_graceful=False)
-        self._node = self._cluster.add_node(
-            num_cpus=self.node_cpus, object_store_memory=256 << 20, dashboard_agent_listen_port=0
-        )
+        for attempt in range(5):
+            try:
+                self._node = self._cluster.add_node(
+                    num_cpus=self.node_cpus, object_store_memory=256 << 20, dashboard_agent_listen_port=0
+                )
+                break
+            except Exception as error:  # as in __enter__
+                if attempt == 4 or "timed out during startup" not in str(error):
+                    raise
         return True
 
     def _processes(self) -> list[psutil.Process]:
