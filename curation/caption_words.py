@@ -87,3 +87,23 @@ def captions(
         }
     con.execute("DROP TABLE IF EXISTS caption_words")
     return found
+
+
+def origins(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> dict[str, Any]:
+    """Per column of captions that a model was asked for: `models` {model: clips}, and `errors`, most first."""
+    asked = [f"count({quote(f'{name}_model')})" for name in columns]
+    counts = _rows(con, f"SELECT {', '.join(asked)} FROM clips")[0]
+    found = {}
+    for column in [name for name, count in zip(columns, counts, strict=True) if count]:
+        model, error = quote(f"{column}_model"), quote(f"{column}_error")
+        models = _rows(
+            con, f"SELECT {model}, count(*) FROM clips WHERE {model} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        errors = _rows(
+            con,
+            f"SELECT split_part({error}, ':', 1), count(*), min({error}) FROM clips WHERE {error} IS NOT NULL "
+            "GROUP BY 1 ORDER BY 2 DESC, 1",
+        )
+        told = [{"reason": reason, "clips": clips, "example": example} for reason, clips, example in errors]
+        found[column] = {"models": dict(models), "errors": told}
+    return found

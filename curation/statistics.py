@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from curation import schema
-from curation.caption_words import caption_columns, captions
+from curation.caption_words import caption_columns, captions, origins
 from curation.decisions import Marked, Outcome, marked, outcome_of
 from curation.distributions import correlations, score_summary
 from curation.reasons import Bound
@@ -91,6 +91,7 @@ def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
             "clips_per_source": clips_per_source(scores, marks),
             "cost": scores.once("cost", lambda: cost(scores.con)),
             "captions": scores.once("captions", lambda: captions(scores.con, caption_columns(), files=scores.files)),
+            "caption_origins": scores.once("caption_origins", lambda: origins(scores.con, caption_columns())),
         }
 
 

@@ -73,6 +73,9 @@ def assert_every_column(dataset: Dataset, scores: set[str], captions: set[str] =
     page = (dataset.storage.local("report.html")).read_text()
     for name in scores:
         assert f"<h3>{name}</h3>" in page, name
+    for kind in captions:
+        wrote = {row[f"caption_{kind}_model"] for row in dataset.clips().to_pylist()}
+        assert all(name in page for name in wrote) or f"caption.{kind}</td>" in page
     unmeasured = {score.name for score in schema.SCORES} - scores
     assert not [name for name in unmeasured if f"<h3>{name}</h3>" in page]
 
