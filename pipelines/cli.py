@@ -5,6 +5,8 @@ fast and keeps this package from importing `model`.
 """
 
 import importlib
+import os
+import sys
 
 import click
 
@@ -64,5 +66,23 @@ def main() -> None:
     """
 
 
+def _main_and_no_more() -> None:
+    """`main`, and then the end of the process without Python's own.
+
+    That is how Ray Jobs run it. Ray's native threads have been seen to abort a process that had done all its work (two
+    of eight jobs, on a busy machine), and a finished job would have counted as one that died.
+    """
+    code: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if isinstance(code, str):
+        click.echo(code, err=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
 if __name__ == "__main__":
-    main()
+    _main_and_no_more()
