@@ -35,7 +35,8 @@ scores:
 models:                   # what else is measured; see `clipmill models list`
   profile: "off"          # or offline: weights that come with packages. Or paper: those of the paper
   roles: {}               # a role's model: a name, "off", or a path to weights. E.g. {flow: raft_small, nsfw: "off",
-                          # caption_spatial: /models/coca, similarity: {implementation: conse, batch: 16}}
+                          # similarity: {implementation: conse, batch: 16}, caption_spatial: {implementation:
+                          # coca_vit_l14, weights: /models/coca}}
   near_duplicates: true   # look for clips that are alike, where the role similarity is on
 
 gates: {}                 # e.g. {motion.coarse: {min: 0.05}}: a clip that breaks it is not read for text
