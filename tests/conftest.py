@@ -1,17 +1,17 @@
-"""How the tests share two processes: those that need Ray stay together, so that it is started once."""
-
-from pathlib import Path
+"""How the tests share two processes: those that share one Ray stay together, so that it is started once."""
 
 import pytest
 
-_ROOT = Path(__file__).parent
-_ON_RAY = ("pipelines", "workers")
+_LONG = ("test_service_jobs", "test_train_on_ray")  # each minutes, on a Ray of its own: not left to the end
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group by file (fixtures are shared within one), and everything on Ray into one group, which starts first."""
+    """Group by file (fixtures are shared within one), and what uses the shared Ray into one group, the first."""
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
+
     for item in items:
-        folder = item.path.relative_to(_ROOT).parts[0]
-        item.add_marker(pytest.mark.xdist_group("ray" if folder in _ON_RAY else item.path.stem))
-    items.sort(key=lambda item: item.path.relative_to(_ROOT).parts[0] not in _ON_RAY)
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: (group(item) != "ray", group(item) not in _LONG))
