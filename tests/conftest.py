@@ -7,11 +7,8 @@ _LONG = ("test_service_jobs", "test_train_on_ray")  # each minutes, on a Ray of 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group by file (fixtures are shared within one), and what uses the shared Ray into one group, the first."""
-
-    def group(item: pytest.Item) -> str:
-        return "ray" if "ray_cluster" in getattr(item, "fixturenames", ()) else item.path.stem
-
+    """Group by file (fixtures are shared within one); files that use the shared Ray are one group, the first."""
+    shared = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: (group(item) != "ray", group(item) not in _LONG))
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in shared else item.path.stem))
+    items.sort(key=lambda item: (item.path not in shared, item.path.stem not in _LONG))
