@@ -216,9 +216,11 @@ class SourceStage:
             if small is None:
                 columns |= no_flaws(error.reason)
             return columns | {"motion_coarse_error": error.reason, "camera_error": error.reason}, small
-        columns |= {"motion_coarse": scored.score, "camera": scored.camera}
-        columns |= {"flow_dx": scored.mean_dx, "flow_dy": scored.mean_dy, "flow_divergence": scored.divergence}
-        return columns | {"flow_curl": scored.curl, "flow_residual": scored.residual}, small
+        measured = {"motion_coarse": scored.score, "flow_dx": scored.mean_dx, "flow_dy": scored.mean_dy}
+        measured |= {"flow_divergence": scored.divergence, "flow_curl": scored.curl, "flow_residual": scored.residual}
+        # Optical flow differs between processes in its last bits; a dataset must not.
+        columns |= {name: round(value, 6) for name, value in measured.items()}
+        return columns | {"camera": scored.camera}, small
 
 
 class _Clock:
