@@ -218,8 +218,8 @@ class SourceStage:
             return columns | {"motion_coarse_error": error.reason, "camera_error": error.reason}, small
         measured = {"motion_coarse": scored.score, "flow_dx": scored.mean_dx, "flow_dy": scored.mean_dy}
         measured |= {"flow_divergence": scored.divergence, "flow_curl": scored.curl, "flow_residual": scored.residual}
-        # Optical flow differs between processes in its last bits; a dataset must not.
-        columns |= {name: round(value, 6) for name, value in measured.items()}
+        # Optical flow differs between processes in its last bits; a dataset must not. Gates see what is stored.
+        columns |= {name: float(np.float32(round(value, 6))) for name, value in measured.items()}
         return columns | {"camera": scored.camera}, small
 
 
