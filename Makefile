@@ -2,6 +2,7 @@
 #
 #   make demo          curate real films into training clips, with a report (demo-out/report.html)
 #   make test          lint, types and tests: what CI runs
+#   make test-long     two nodes on which every kind of process is killed (minutes)
 #   make format        apply the code style
 #   TORCH=cuda make …  set up with the CUDA build of torch instead of the CPU build
 
@@ -14,7 +15,7 @@ UV_INSTALL := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python
 CONSTRAINTS := $(if $(filter cuda,$(TORCH)),,-c deploy/constraints-cpu.txt)
 READY := .venv/.ready-$(TORCH)
 
-.PHONY: demo test system lint types tests format setup clean
+.PHONY: demo test test-long system lint types tests format setup clean
 
 setup: $(READY) ; @:
 
@@ -43,6 +44,9 @@ types: setup
 
 tests: setup
 	@RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-long: setup
+	@RAY_USAGE_STATS_ENABLED=0 HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m long
 
 format: setup
 	@$(BIN)/ruff check --fix .

@@ -26,7 +26,11 @@ from tests.media import film
 from tests.pipelines.conftest import Cluster
 from workers.source import SourceActor
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]  # wall seconds on a busy machine
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(900),  # wall seconds on a busy machine
+]
 
 
 def job(folder: Path | str, out: Path | str, **changes: Any) -> Spec:

@@ -20,7 +20,7 @@ from tests.media import film
 from tests.pipelines.conftest import Cluster
 from tests.pipelines.service_rig import free_port
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]
 
 DASHBOARD = Path(__file__).parents[2] / "deploy" / "grafana" / "clipmill.json"
 WITHOUT_GPU = ("ray_node_gpus_utilization",)

@@ -22,7 +22,11 @@ from pipelines.spec import Spec, parse_spec
 from tests.curation import tiny_language_model, tiny_open_clip, tiny_video_blip
 from tests.media import film
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]  # wall seconds on a busy machine
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(900),  # wall seconds on a busy machine
+]
 
 MEASURED = {"motion.coarse", "camera", "text_area", "watermark", "near_duplicate", "black", "frozen", "picture_area"}
 

@@ -12,7 +12,7 @@ from tests.media import film
 from tests.pipelines.service_rig import Rig
 from tests.pipelines.test_job import content
 
-pytestmark = pytest.mark.timeout(1500)  # wall seconds on a busy machine
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]  # wall seconds on a busy machine
 
 
 def write_films(folder: Path, number: int) -> Path:

@@ -12,7 +12,7 @@ from tests.media import film
 from tests.pipelines.conftest import Faults
 from tests.pipelines.test_job import content, job, rows
 
-pytestmark = [pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(900)]
 
 
 def test_a_busy_object_store_costs_time_and_nothing_else(s3: Any, s3_faults: Faults, tmp_path: Path) -> None:

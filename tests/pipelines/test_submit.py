@@ -14,7 +14,7 @@ from pipelines.spec import Spec
 from tests.media import film
 from tests.pipelines.conftest import Cluster
 
-pytestmark = pytest.mark.timeout(900)  # wall seconds on a busy machine
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(900)]  # wall seconds on a busy machine
 
 
 def clipmill(*arguments: str) -> Result:

@@ -13,6 +13,7 @@ from tests.model.training_shards import make_shards
 from tests.pipelines.conftest import Cluster
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.timeout(900)
 def test_two_ray_workers_train_to_the_same_bits_as_one_process(ray_cluster: Cluster, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shards", shards=1, clips=3, size=(32, 48))
