@@ -13,4 +13,4 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The tests on Ray, which take longest, start first."""
-    items.sort(key=lambda item: pytest.mark.xdist_group("ray").mark not in item.iter_markers())
+    items.sort(key=lambda item: ("ray",) not in [marker.args for marker in item.iter_markers("xdist_group")])
