@@ -170,10 +170,10 @@ class Checkpointer:
         self, done: Future[None], step: int, state: dict[str, Tensor], settings: dict[str, Any], ema_updates: int
     ) -> None:
         """In the background; whatever happens, `done` says so."""
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             self._write_files(step, state, settings, ema_updates)
-        except Exception as error:  # the boundary of the thread: wait() raises it again
+        except BaseException as error:  # the boundary of the thread: wait() raises it again. DCP's is no Exception
             failure = error
         try:
             # All ranks learn whether it worked, so that all go on or all stop.
@@ -183,7 +183,7 @@ class Checkpointer:
                 shutil.rmtree(self._partial(step), ignore_errors=True)
             if failed.item() and failure is None:
                 failure = CheckpointProblem("another rank could not write")
-        except RuntimeError as error:  # another rank is gone
+        except BaseException as error:  # another rank is gone
             failure = failure or error
         if failure is None:
             done.set_result(None)
