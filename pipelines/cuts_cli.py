@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-import os
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ import cv2
 from curation.cuts import DETECTORS, Cut, CutDetector, detector
 from curation.errors import CannotDecode
 from curation.probe import VideoInfo, probe
+from pipelines.cluster import local_cpus
 
 
 @click.command("cuts")
@@ -28,7 +29,7 @@ def cuts(files: tuple[str, ...], name: str, as_json: bool, jobs: int | None) -> 
     Exit code 1 if any file could not be read; the others are printed all the same.
     """
     failed = False
-    for line, is_error in _lines(files, name, as_json, min(len(files), jobs or len(os.sched_getaffinity(0)))):
+    for line, is_error in _lines(files, name, as_json, min(len(files), jobs or local_cpus())):
         failed |= is_error
         click.echo(line, err=is_error)
     sys.exit(1 if failed else 0)
@@ -40,7 +41,9 @@ def _lines(files: tuple[str, ...], name: str, as_json: bool, jobs: int) -> Itera
     if jobs == 1:
         yield from map(one, files)
         return
-    with ProcessPoolExecutor(jobs, initializer=_alone) as pool:
+    # Spawned: a fork of a process whose libraries have threads may wait for ever on a lock that none of them holds.
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_alone) as pool:
         try:
             yield from pool.map(one, files)
         except BaseException:
