@@ -3,7 +3,19 @@
 The latter say so themselves: `pytestmark = pytest.mark.xdist_group("ray")`.
 """
 
+from collections.abc import Iterator
+
 import pytest
+from playwright.sync_api import Browser
+
+from tests.browser import chromium
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One for the process: Playwright allows no second one while the first is open."""
+    with chromium() as found:
+        yield found
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

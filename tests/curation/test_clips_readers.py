@@ -15,10 +15,10 @@ import av
 import cv2
 import numpy as np
 import pytest
+from playwright.sync_api import Browser
 
 from curation.clips import Clip, cut_clips
 from curation.probe import VideoInfo, probe
-from tests.browser import chromium
 from tests.curation.clip_proof import span
 from tests.media import Shot, make_film
 
@@ -170,10 +170,10 @@ def _served(clips: dict[str, bytes]) -> Iterator[str]:
         server.server_close()
 
 
-def test_chromium_shows_every_frame(smart_clip: Get) -> None:
+def test_chromium_shows_every_frame(smart_clip: Get, browser: Browser) -> None:
     """H.264 and VP9; builds of Chromium without a licence for HEVC do not play it at all."""
     made = {name: smart_clip(name) for name in FILMS if not name.startswith("hevc")}
-    with _served({name: clip.data for name, (_, clip) in made.items()}) as address, chromium() as browser:
+    with _served({name: clip.data for name, (_, clip) in made.items()}) as address:
         page = browser.new_page()
         page.goto(address)
         for name, (info, clip) in made.items():

@@ -175,7 +175,7 @@ def test_linear_head_in_its_published_format(tmp_path: Path, dimension: int) -> 
     found = LaionAesthetic(weights=[tmp_path / "sa_0_4.pth"])
     assert found.score(values) == pytest.approx(expected, abs=1e-5)
     assert found.score(values.astype(np.float16)) == pytest.approx(expected, abs=2e-3)
-    assert found.name.startswith(f"laion_linear_{dimension}d_")
+    assert found.name.startswith(f"laion_linear_{dimension}d@")
 
 
 def test_mlp_head_in_its_published_format(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_mlp_head_in_its_published_format(tmp_path: Path) -> None:
     values = torch.nn.functional.normalize(torch.randn(4, 768), dim=-1)
     found = LaionAesthetic(weights=[tmp_path / "mlp.pth"])
     assert found.score(values.numpy()) == pytest.approx(layers(values)[:, 0].detach().numpy(), abs=1e-5)
-    assert found.name.startswith("laion_mlp_768d_")
+    assert found.name.startswith("laion_mlp_768d@")
 
 
 def test_a_head_refuses_embeddings_of_another_model(tmp_path: Path) -> None:

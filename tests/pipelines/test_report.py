@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from curation import schema
 from pipelines.decide import decide
 from pipelines.figures import clock, histogram, percent
 from pipelines.report import as_json, write_report
-from tests.browser import chromium
 from tests.synthetic import make_dataset
 
 RULES: dict[str, Any] = {"motion.coarse": {"drop_lowest": "25%"}, "text_area": {"max": 0.07}}
@@ -32,12 +30,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decide(str(made), RULES, "default")
     write_report(str(made), "default")
     return made
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 def test_the_page_loads_nothing_and_says_what_the_statistics_say(root: Path, browser: Browser) -> None:

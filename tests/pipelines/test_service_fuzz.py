@@ -20,7 +20,7 @@ from tests.pipelines.fake_ray import FakeRay
 EXAMPLES = int(os.environ.get("CLIPMILL_FUZZ", "10"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def interface(tmp_path_factory: pytest.TempPathFactory) -> Iterator[schemathesis.BaseSchema]:
     folder = tmp_path_factory.mktemp("fuzz")
     jobs = Jobs(str(folder / "data"), FakeRay(fate="SUCCEEDED"), InputPolicy.of([str(folder)]))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from curation.input_policy import InputPolicy
 from pipelines.service.app import create_app
 from pipelines.service.jobs import Jobs
 from pipelines.service.tokens import TokenStore
-from tests.browser import chromium
 from tests.pipelines.fake_ray import FakeRay
 from tests.pipelines.service_rig import free_port
 
@@ -43,13 +42,13 @@ def submit(page: Page, films: str, output: str) -> None:
     page.get_by_role("button", name="Submit").click()
 
 
-def test_a_job_from_the_form_to_its_end(tmp_path: Path) -> None:
+def test_a_job_from_the_form_to_its_end(tmp_path: Path, browser: Browser) -> None:
     (tmp_path / "films").mkdir()
     ray = FakeRay()
     jobs = Jobs(str(tmp_path / "data"), ray, InputPolicy.of([str(tmp_path / "films")]))
     tokens = TokenStore(tmp_path / "tokens.json")
     token, other = tokens.make("ann", "submit"), tokens.make("bob", "read")
-    with serving(jobs, tokens) as url, chromium() as browser:
+    with serving(jobs, tokens) as url:
         page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
         faults: list[str] = []
         page.on("pageerror", lambda error: faults.append(str(error)))

@@ -1,4 +1,4 @@
-"""One server and one browser for all tests of the dashboard."""
+"""One server for all tests of the dashboard."""
 
 import math
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from pipelines.decide import decide
-from tests.browser import chromium
 from tests.pipelines.dashboard.pages import ATTACK, RULES, WAIT_MS, serving
 from tests.synthetic import make_dataset
 
@@ -55,12 +54,6 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     roots = [root, *(others / name for name in ("empty", "single", "fresh", "older", "failing", "nan", "torn"))]
     with serving(*roots) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture
