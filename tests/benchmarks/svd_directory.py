@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from curation.compat import ensure_torchvision
+from tests.model import published_directory
 
 ensure_torchvision()
 
@@ -34,55 +35,24 @@ STEPS = ("build", "ours", "diffusers", "compare")
 
 def build(work: Path) -> None:
     """The published sizes are the defaults of diffusers' classes; the encoder is OpenCLIP ViT-H/14's image tower."""
-    from diffusers import (
-        AutoencoderKLTemporalDecoder,
-        EulerDiscreteScheduler,
-        StableVideoDiffusionPipeline,
-        UNetSpatioTemporalConditionModel,
+    sizes = published_directory.save(
+        work / "published",
+        unet={"num_frames": 14, "num_attention_heads": (5, 10, 20, 20)},
+        vae={"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 768},
+        vision={
+            "hidden_size": 1280,
+            "intermediate_size": 5120,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "projection_dim": 1024,
+            "hidden_act": "gelu",
+        },
     )
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    torch.manual_seed(0)
-    unet = UNetSpatioTemporalConditionModel(num_frames=14, num_attention_heads=(5, 10, 20, 20))
-    assert sum(p.numel() for p in unet.parameters()) == 1_524_623_082
-    vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=768,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=1280,
-        intermediate_size=5120,
-        num_hidden_layers=32,
-        num_attention_heads=16,
-        image_size=224,
-        patch_size=14,
-        projection_dim=1024,
-        hidden_act="gelu",
-    )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        steps_offset=1,
-    )
-    pipeline = StableVideoDiffusionPipeline(
-        vae=vae.eval(),
-        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
-        unet=unet.eval(),
-        scheduler=scheduler,
-        feature_extractor=CLIPImageProcessor(),
-    )
-    for name in ("unet", "vae", "image_encoder"):
-        print(f"{name}: {sum(p.numel() for p in getattr(pipeline, name).parameters()):,} parameters")
-    pipeline.save_pretrained(work / "published")
+    assert sizes["unet"] == 1_524_623_082
+    for name, parameters in sizes.items():
+        print(f"{name}: {parameters:,} parameters")
 
 
 def picture(size: tuple[int, int]) -> torch.Tensor:

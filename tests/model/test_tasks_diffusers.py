@@ -14,6 +14,7 @@ from model.checkpoints import CheckpointError
 from model.tasks import ImageToVideo, ModelDirectoryError, VideoModel
 from model.tasks.model_directory import _scheduler_config
 from model.tasks.random_model import tiny_random_model
+from tests.model import published_directory
 
 ensure_torchvision()
 
@@ -28,58 +29,30 @@ pytestmark = pytest.mark.filterwarnings("ignore::model.tasks.FrameCountWarning")
 def published(tmp_path_factory):
     """A directory with the names and layout of the published SVD, every part made and saved by its own library: real
     config keys and four levels, narrow channels, random weights. No clipmill.json."""
-    from diffusers import (
-        AutoencoderKLTemporalDecoder,
-        EulerDiscreteScheduler,
-        StableVideoDiffusionPipeline,
-        UNetSpatioTemporalConditionModel,
-    )
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    torch.manual_seed(0)
-    unet = UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 32, 64, 64),
-        num_attention_heads=(1, 1, 2, 2),
-        layers_per_block=1,
-        cross_attention_dim=32,
-        addition_time_embed_dim=32,
-        projection_class_embeddings_input_dim=96,
-        num_frames=14,
-        sample_size=96,
-    )
-    vae = AutoencoderKLTemporalDecoder(
-        block_out_channels=(32, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4, layers_per_block=1
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=56,
-        projection_dim=32,
-    )
-    scheduler = EulerDiscreteScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        use_karras_sigmas=True,
-        sigma_min=0.002,
-        sigma_max=700.0,
-        timestep_spacing="leading",
-        timestep_type="continuous",
-        steps_offset=1,
-    )
-    pipeline = StableVideoDiffusionPipeline(
-        vae=vae.eval(),
-        image_encoder=CLIPVisionModelWithProjection(vision).eval(),
-        unet=unet.eval(),
-        scheduler=scheduler,
-        feature_extractor=CLIPImageProcessor(),
-    )
     directory = tmp_path_factory.mktemp("published") / "svd"
-    pipeline.save_pretrained(directory)
+    published_directory.save(
+        directory,
+        unet={
+            "block_out_channels": (32, 32, 64, 64),
+            "num_attention_heads": (1, 1, 2, 2),
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "addition_time_embed_dim": 32,
+            "projection_class_embeddings_input_dim": 96,
+            "num_frames": 14,
+            "sample_size": 96,
+        },
+        vae={"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1},
+        vision={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 224,
+            "patch_size": 56,
+            "projection_dim": 32,
+        },
+    )
     assert not (directory / "clipmill.json").exists()
     return directory
 
