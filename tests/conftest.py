@@ -12,10 +12,18 @@ from tests.browser import chromium
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def one_browser() -> Iterator[Browser]:
     """One for the process: Playwright allows no second one while the first is open."""
     with chromium() as found:
         yield found
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Iterator[Browser]:
+    """Without pages of earlier tests, which would go on working."""
+    yield one_browser
+    for context in one_browser.contexts:
+        context.close()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
