@@ -41,20 +41,29 @@ def train() -> None:
 @click.option("--address", help="Ray cluster; default: the one in RAY_ADDRESS, else this machine.")
 @click.option("--workers", default=1, show_default=True, help="Ranks on the Ray cluster.")
 @click.option("--gpus/--no-gpus", default=False, help="One GPU for each of them.")
+@click.option(
+    "--retries",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Times that failed workers start again, from the last checkpoint.",
+)
 @click.option("--quiet", is_flag=True, help="Warnings only.")
-def run_command(config: str, on_ray: bool, address: str | None, workers: int, gpus: bool, quiet: bool) -> None:
+def run_command(
+    config: str, on_ray: bool, address: str | None, workers: int, gpus: bool, retries: int, quiet: bool
+) -> None:
     """Train every stage of CONFIG, or go on with it."""
     logging.basicConfig(
         level=logging.WARNING if quiet else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
-    from model.training.config_file import load_config, render
+    from model.training.config_file import from_anywhere, load_config
 
     def act() -> None:
         loaded = load_config(config)
         if on_ray:
             from model.training.launch import ray_train
 
-            ray_train(render(loaded), workers=workers, gpus=gpus, address=address)
+            ray_train(from_anywhere(loaded), workers=workers, gpus=gpus, address=address, retries=retries)
             return
         from model.training.run import run
 

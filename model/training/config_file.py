@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,24 @@ def load_config(path: str | Path) -> TrainConfig:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; `clipmill train template` prints one to start from") from error
     return parse_config(text, str(path))
+
+
+def from_anywhere(config: TrainConfig) -> TrainConfig:
+    """The same run for a process in another folder: local paths become absolute."""
+
+    def place(path: str) -> str:
+        return path if "://" in path else os.path.abspath(path)
+
+    def place_if_there(choice: str) -> str:
+        return os.path.abspath(choice) if os.path.exists(choice) else choice
+
+    data, model = config.data, config.model
+    lists: Any = {name: tuple(map(place, getattr(data, name))) for name in ("shards", "images", "validation")}
+    choices: Any = {
+        name: place_if_there(getattr(model, name)) for name in ("start", "autoencoder", "text_encoder", "image_encoder")
+    }
+    output = place(config.output)
+    return replace(config, output=output, data=replace(data, **lists), model=replace(model, **choices))
 
 
 def parse_config(text: str, source: str = "configuration") -> TrainConfig:
