@@ -5,13 +5,14 @@ clip that a model cannot take gets the reason in `<column>_error`, and the other
 model's name stands in `<column>_model` either way. In this order, and before the text stage:
 
     FlowStage       learned motion; takes the source's small frames where they are large enough, else decodes the clip
-    ImageStage      needs clip.frames (first, middle, last)
-    CaptionStage    after ImageStage, for its embeddings
+    CaptionStage    needs the middle one of clip.frames; decodes the clip for the caption of the whole of it
+    ImageStage      needs clip.frames (first, middle, last); after CaptionStage, whose captions it compares with them,
+                    so that the similarity model, both of its towers, is loaded once
 
 `curation.stages` says what a stage is and how it is run.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,24 +71,32 @@ class ImageStage:
     Args:
         similarity, aesthetic, nsfw: models of these roles, each or None. An aesthetic head that takes embeddings needs
             `similarity`. `aesthetic.score_name` is the column that it fills in.
+        captions: the kinds of captions that the clips have been given (`spatial`, `temporal`), to be compared with the
+            frames.
     """
 
-    def __init__(self, *, similarity: Any | None = None, aesthetic: Any | None = None, nsfw: Any | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        similarity: Any | None = None,
+        aesthetic: Any | None = None,
+        nsfw: Any | None = None,
+        captions: Collection[str] = (),
+    ) -> None:
         if aesthetic is not None and aesthetic.takes == "embeddings" and similarity is None:
             raise ValueError(f"{aesthetic.name} scores embeddings: it needs a similarity model")
         self._similarity, self._aesthetic, self._nsfw = similarity, aesthetic, nsfw
-        self.models = {
-            column: model.name
-            for column, model in (
-                ("embedding", similarity),
-                ("" if aesthetic is None else aesthetic.score_name, aesthetic),
-                ("nsfw", nsfw),
-            )
-            if model is not None
-        }
+        self._compared = ["similarity", *(f"similarity_{kind}" for kind in captions)] if captions else []
+        self.models: dict[str, str] = {}
+        if similarity is not None:
+            self.models |= dict.fromkeys(["embedding", *self._compared], similarity.name)
+        if aesthetic is not None:
+            self.models[aesthetic.score_name] = aesthetic.name
+        if nsfw is not None:
+            self.models["nsfw"] = nsfw.name
 
     def apply(self, clips: Sequence[FinishedClip]) -> None:
-        """Fill in `embedding`, `aesthetic` or what the model calls it, and `nsfw`."""
+        """Fill in `embedding`, `similarity*`, `aesthetic` or what the model calls it, and `nsfw`."""
         embedded: dict[int, NDArray[np.float32]] = {}
         if self._similarity is not None:
             for index, values in per_clip(self._similarity.embed_images, clips).items():
@@ -98,6 +107,8 @@ class ImageStage:
                 else:
                     embedded[index] = values
                     row["embedding"] = values.astype(np.float16).ravel().tolist()
+            for column in self._compared:
+                self._compare(clips, embedded, column)
         if self._aesthetic is not None:
             if self._aesthetic.takes == "embeddings":
                 scores: dict[int, Any] = {k: self._aesthetic.score(values) for k, values in embedded.items()}
@@ -106,6 +117,19 @@ class ImageStage:
             _write(clips, self._aesthetic.score_name, self._aesthetic.name, scores)
         if self._nsfw is not None:
             _write(clips, "nsfw", self._nsfw.name, per_clip(self._nsfw.score, clips))
+
+    def _compare(self, clips: Sequence[FinishedClip], embedded: Mapping[int, NDArray[np.float32]], column: str) -> None:
+        """Cosines of the frames and one caption per clip: the one of the column's kind, or the one that goes with
+        it."""
+        assert self._similarity is not None
+        kind = column.partition("_")[2]
+        captions = [clip.row.get(f"caption_{kind}") if kind else clip_caption(clip.row) for clip in clips]
+        scores: dict[int, Any] = {index: "no_caption" for index, caption in enumerate(captions) if not caption}
+        both = [index for index in embedded if captions[index]]
+        texts = self._similarity.embed_texts([captions[index] for index in both])
+        for index, text in zip(both, texts, strict=True):
+            scores[index] = caption_similarity(embedded[index], text[None])[0]
+        _write(clips, column, self._similarity.name, scores)
 
 
 def _write(clips: Sequence[FinishedClip], column: str, model: str, scores: Mapping[int, Any]) -> None:
@@ -119,10 +143,10 @@ def _write(clips: Sequence[FinishedClip], column: str, model: str, scores: Mappi
 
 
 class CaptionStage:
-    """Captions and their similarity to the frames.
+    """Captions.
 
     Args:
-        spatial, temporal, merge, similarity: models of these roles, each or None.
+        spatial, temporal, merge: models of these roles, each or None.
         threads: decoding threads.
     """
 
@@ -132,19 +156,15 @@ class CaptionStage:
         spatial: Any | None = None,
         temporal: Any | None = None,
         merge: Any | None = None,
-        similarity: Any | None = None,
         threads: int = 1,
     ) -> None:
-        self._spatial, self._temporal, self._merge, self._similarity = spatial, temporal, merge, similarity
+        self._spatial, self._temporal, self._merge = spatial, temporal, merge
         self._threads = threads
         captioners = {"spatial": spatial, "temporal": temporal, "merged": merge}
         self.models = {f"caption_{kind}": model.name for kind, model in captioners.items() if model is not None}
-        if similarity is not None and self.models:
-            kinds = [kind for kind in ("spatial", "temporal") if f"caption_{kind}" in self.models]
-            self.models |= dict.fromkeys(["similarity", *(f"similarity_{kind}" for kind in kinds)], similarity.name)
 
     def apply(self, clips: Sequence[FinishedClip]) -> None:
-        """Fill in `caption_*` and `similarity*`."""
+        """Fill in `caption_*`."""
         if self._spatial is not None:
             self._caption_frames(clips)
         if self._temporal is not None:
@@ -157,10 +177,6 @@ class CaptionStage:
                     clip.row["caption_merged_error"] = answer.reason
                 else:
                     clip.row |= {"caption_merged": answer.text, "merge_fallback": answer.reason}
-        for column in [name for name in self.models if name.startswith("similarity")]:
-            kind = column.partition("_")[2]
-            texts = [clip.row.get(f"caption_{kind}") if kind else clip_caption(clip.row) for clip in clips]
-            self._compare(clips, column, texts)
 
     def _caption_frames(self, clips: Sequence[FinishedClip]) -> None:
         assert self._spatial is not None
@@ -186,24 +202,6 @@ class CaptionStage:
         for (index, _), answer in zip(sampled, written, strict=True):
             answers[index] = answer
         _write_captions(clips, "temporal", self._temporal.name, answers)
-
-    def _compare(self, clips: Sequence[FinishedClip], column: str, captions: Sequence[str | None]) -> None:
-        """Cosines of the frames and one caption per clip."""
-        assert self._similarity is not None
-        wanted = []
-        for clip, caption in zip(clips, captions, strict=True):
-            clip.row[f"{column}_model"] = self._similarity.name
-            if not caption:
-                clip.row[f"{column}_error"] = "no_caption"
-            elif clip.row.get("embedding") is None or clip.row.get("embedding_model") != self._similarity.name:
-                clip.row[f"{column}_error"] = "no_embedding"
-            else:
-                wanted.append((clip, caption))
-        texts = self._similarity.embed_texts([caption for _, caption in wanted])
-        for (clip, _), text in zip(wanted, texts, strict=True):
-            images = np.asarray(clip.row["embedding"], np.float32).reshape(-1, len(text))
-            images /= np.linalg.norm(images, axis=1, keepdims=True)
-            clip.row[column] = caption_similarity(images, text[None])[0].tolist()
 
 
 def _write_captions(clips: Sequence[FinishedClip], kind: str, model: str, answers: Sequence[str | CannotScore]) -> None:

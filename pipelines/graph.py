@@ -1,6 +1,6 @@
 """The stage graph on Ray Data:
 
-    sources -> SourceActor -> [FlowActor] -> [ImageActor] -> [CaptionActor] -> [TextActor] -> WriterActor -> driver
+    sources -> SourceActor -> [FlowActor] -> [CaptionActor] -> [ImageActor] -> [TextActor] -> WriterActor -> driver
 
 Streaming, back-pressure and placement are Ray's. Three settings keep one bad source from hurting others:
 - one source is one block, and an actor has one source at a time, so that a process that dies takes no other with it;
@@ -88,21 +88,20 @@ def run(
 def _scoring(spec: Spec, pools: Pools) -> list[tuple[type, tuple[Any, ...], Pool]]:
     """The stages between source and writer that are on: actor, its first arguments, its pool."""
     choices = spec.choices()
-    captions = {
+    captioners = {
         role.removeprefix("caption_"): choice for role, choice in choices.items() if role.startswith("caption_")
     }
-    if "similarity" in choices:
-        captions["similarity"] = choices["similarity"]
-    images = {role: choices[role] for role in ("similarity", "aesthetic", "nsfw") if role in choices}
-    text = pools.text is not None
-    spatial = "captions" in pools.models and "spatial" in captions
+    captions = [kind for kind in ("spatial", "temporal") if kind in captioners]
+    frames = {role: choices[role] for role in ("similarity", "aesthetic", "nsfw") if role in choices}
+    text, images = pools.text is not None, "images" in pools.models
     stages: list[tuple[type, tuple[Any, ...], Pool]] = []
     if "flow" in pools.models:
-        stages.append((FlowActor, (choices["flow"], "images" in pools.models or spatial or text), pools.models["flow"]))
-    if "images" in pools.models:
-        stages.append((ImageActor, (images, spatial or text), pools.models["images"]))
+        key_frames = "spatial" in captions or images or text
+        stages.append((FlowActor, (choices["flow"], key_frames), pools.models["flow"]))
     if "captions" in pools.models:
-        stages.append((CaptionActor, (captions, text), pools.models["captions"]))
+        stages.append((CaptionActor, (captioners, images or text), pools.models["captions"]))
+    if images:
+        stages.append((ImageActor, (frames, captions, text), pools.models["images"]))
     if pools.text is not None:
         stages.append((TextActor, (choices["text"], spec.scores.text.batch), pools.text))
     return stages

@@ -37,7 +37,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Pools:
-    """Actor pools that fit the cluster together. `models`: those of the stages flow, images and captions that are
+    """Actor pools that fit the cluster together. `models`: those of the stages flow, captions and images that are
     on."""
 
     source: Pool
@@ -48,8 +48,8 @@ class Pools:
 
 _STAGES = {
     "flow": ("flow",),
-    "images": ("similarity", "aesthetic", "nsfw"),
     "captions": ("caption_spatial", "caption_temporal", "caption_merge"),
+    "images": ("similarity", "aesthetic", "nsfw"),
 }
 """The stages of the models, in the graph's order, and the roles that each plays."""
 

@@ -193,9 +193,9 @@ class Resources(_Section):
     source_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one source actor. Their number follows from the cluster's CPUs."""
     flow: Workers = Workers()
-    images: Workers = Workers()
-    """Embeddings, aesthetics, NSFW."""
     captions: Workers = Workers()
+    images: Workers = Workers()
+    """Embeddings, similarity of captions, aesthetics, NSFW."""
     timeout: Seconds = 3600.0
     """Work on one source longer than this counts as hung."""
     attempts: int = Field(default=3, ge=1)

@@ -56,8 +56,8 @@ resources:
   cpus: null              # of a Ray started for this job; null: all of this machine
   source_cpus: 1          # per source actor
   flow: {cpus: 1.0, gpus: 0.0, actors: 1}      # workers of the models: learned flow;
-  images: {cpus: 1.0, gpus: 0.0, actors: 1}    # similarity, aesthetic, nsfw;
-  captions: {cpus: 1.0, gpus: 0.0, actors: 1}  # captions and their similarity
+  captions: {cpus: 1.0, gpus: 0.0, actors: 1}  # captions and their merging;
+  images: {cpus: 1.0, gpus: 0.0, actors: 1}    # similarity, aesthetic, nsfw
   timeout: 1 h            # of work on one source
   attempts: 3             # for a source whose worker process dies
   segment: 64 MB          # clips of one source that are stored together

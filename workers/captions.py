@@ -1,4 +1,4 @@
-"""The actor that writes captions, merges them, and compares them with the frames."""
+"""The actor that writes captions and merges them."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ from workers.threads import limit_threads
 
 
 class CaptionActor:
-    """Segment messages in, the same with captions and their similarity out; others pass."""
+    """Segment messages in, the same with captions out; others pass."""
 
     def __init__(self, models: Mapping[str, Choice], key_frames: bool, device: str = "cpu", threads: int = 1) -> None:
-        """`models`: choices for any of the roles spatial, temporal, merge, similarity, by these names. `key_frames`: a
-        later stage needs them."""
+        """`models`: choices for any of the roles spatial, temporal, merge, by these names. `key_frames`: a later stage
+        needs them."""
         limit_threads(threads)
         loaded = {role: load(choice, device=device) for role, choice in models.items()}
         self._stage = CaptionStage(**loaded, threads=threads)

@@ -1,6 +1,6 @@
 """The actor whose models look at a clip's first, middle and last frame."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pyarrow as pa
 
@@ -11,13 +11,21 @@ from workers.threads import limit_threads
 
 
 class ImageActor:
-    """Segment messages in, the same with embeddings, aesthetic and NSFW scores out; others pass."""
+    """Segment messages in, the same with embeddings, similarity, aesthetic and NSFW scores out; others pass."""
 
-    def __init__(self, models: Mapping[str, Choice], key_frames: bool, device: str = "cpu", threads: int = 1) -> None:
-        """`models`: choices for any of the roles similarity, aesthetic, nsfw. `key_frames`: a later stage needs
-        them."""
+    def __init__(
+        self,
+        models: Mapping[str, Choice],
+        captions: Collection[str],
+        key_frames: bool,
+        device: str = "cpu",
+        threads: int = 1,
+    ) -> None:
+        """`models`: choices for any of the roles similarity, aesthetic, nsfw. `captions`: the kinds that `CaptionActor`
+        has written. `key_frames`: a later stage needs them."""
         limit_threads(threads)
-        self._stage = ImageStage(**{role: load(choice, device=device) for role, choice in models.items()})
+        loaded = {role: load(choice, device=device) for role, choice in models.items()}
+        self._stage = ImageStage(**loaded, captions=captions)
         self._key_frames = key_frames
 
     def __call__(self, batch: pa.Table) -> pa.Table:
