@@ -41,8 +41,8 @@ COSTS = {
     "clips_s": "clips",
     "scores_s": "scores",
     "flow_s": "flow",
-    "images_s": "images",
     "captions_s": "captions",
+    "images_s": "images",
     "text_s": "text",
 }
 
@@ -275,8 +275,8 @@ def per_source(scores: ScoreTable, bounds: Sequence[Bound], *, batch_rows: int =
 
 
 def cost(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """Processor time of each stage, in all and per hour of video that came in."""
-    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in COSTS)
+    """Processor time of each stage that ran, in all and per hour of video that came in."""
+    sums = ", ".join(f"sum({name})" for name in COSTS)
     seconds_in, *spent = _rows(con, f"SELECT coalesce(sum(duration_s), 0), {sums} FROM sources")[0]
     return [
         {
@@ -285,4 +285,5 @@ def cost(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
             "cpu_s_per_video_hour": round(took / seconds_in * 3600, 6) if seconds_in else None,
         }
         for stage, took in zip(COSTS.values(), spent, strict=True)
+        if took is not None
     ]

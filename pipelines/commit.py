@@ -25,7 +25,7 @@ from curation.segment import parquet_bytes
 from curation.source import failed_row
 from pipelines.dataset import COMPACTION, NEXT, Dataset
 
-TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "flow_s", "images_s", "captions_s", "text_s")
+TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "flow_s", "captions_s", "images_s", "text_s")
 ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions of clips reads few large pieces
 
 

@@ -149,6 +149,7 @@ def summary(sources: pa.Table, kept_by_decision: tuple[str, int, float] | None =
     for numeric in cost.columns[1:]:
         numeric.justify = "right"
     for name in TIMINGS:
-        spent = sum(row[name] or 0.0 for row in rows)
-        cost.add_row(name.removesuffix("_s"), f"{spent:.1f}", f"{seconds_in / spent:.0f}" if spent else "")
+        if ran := [row[name] for row in rows if row[name] is not None]:
+            spent = sum(ran)
+            cost.add_row(name.removesuffix("_s"), f"{spent:.1f}", f"{seconds_in / spent:.0f}" if spent else "")
     return [outcome, footage, cost]

@@ -163,6 +163,7 @@ def test_cost_is_processor_time_per_hour_of_video(found: dict[str, Any]) -> None
     hours = found["yield"]["in_s"] / 3600
     assert cuts["cpu_s"] == 4.0
     assert cuts["cpu_s_per_video_hour"] == pytest.approx(4.0 / hours, rel=1e-6)
+    assert [row["stage"] for row in found["cost"]] == ["probe", "cuts", "clips", "scores"]  # no other one ran
 
 
 def test_statistics_are_plain_json_without_nan(found: dict[str, Any]) -> None:

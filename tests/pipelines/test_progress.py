@@ -58,6 +58,7 @@ def test_the_tables_close() -> None:
     assert re.search(r"kept by decision default: 3 clips +25.0 +25.0 %", text)
     assert re.search(r"failed +1 +corrupt", text)
     assert re.search(r"cuts +2.0 +50", text)
+    assert "captions" not in text  # that stage was off
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (JobFailed("disk full"), 1)])
