@@ -36,11 +36,13 @@ class Batches:
         results: list[R] = []
         while len(results) < len(items):
             batch = items[len(results) : len(results) + self.size]
+            answers: Sequence[R] | None = None
             try:
                 answers = run(batch)
             except torch.cuda.OutOfMemoryError:
                 if len(batch) == 1:
                     raise
+            if answers is None:  # out here, because the exception holds on to what the model had on the GPU
                 self._halve(len(batch))
                 continue
             if len(answers) != len(batch):

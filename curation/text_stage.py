@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from curation.batching import Batches
 from curation.segment import FinishedClip
 from curation.stages import per_clip
 from curation.text_area import Polygon, union_ratio
@@ -27,12 +28,12 @@ class TextStage:
     def __init__(self, detector: TextDetector, *, batch: int = 12) -> None:
         """`batch`: frames per call of the detector; frames of several clips go together."""
         self._detector = detector
-        self._batch = batch
+        self._batches = Batches(batch, detector.name)
         self.models = {"text_area": detector.name, "watermark": detector.name}
 
     def apply(self, clips: Sequence[FinishedClip]) -> None:
         """Fill in the columns of every clip."""
-        for index, boxes in per_clip(self._detect, clips).items():
+        for index, boxes in per_clip(lambda frames: self._batches.map(self._detector.detect, frames), clips).items():
             row, frames = clips[index].row, clips[index].frames
             row |= {f"{column}_model": model for column, model in self.models.items()}
             if isinstance(boxes, str):
@@ -41,7 +42,3 @@ class TextStage:
                 areas = [union_ratio(found, *frame.shape[:2]) for found, frame in zip(boxes, frames, strict=True)]
                 row["text_area"] = [float(area) for area in areas]
                 row |= watermark_columns(frames, boxes)
-
-    def _detect(self, frames: Sequence[NDArray[np.uint8]]) -> list[list[Polygon]]:
-        batches = [self._detector.detect(frames[k : k + self._batch]) for k in range(0, len(frames), self._batch)]
-        return [boxes for batch in batches for boxes in batch]
