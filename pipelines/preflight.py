@@ -107,7 +107,7 @@ def _fitted(pools: dict[str, Pool], cpus: float) -> dict[str, Pool]:
     over = cpus - sum(pool.actors * least[name] for name, pool in pools.items())
     share = max(0.0, over) / more if more else 0.0
     return {
-        name: replace(pool, cpus=_countable(least[name] + share * (pool.cpus - least[name])))
+        name: pool if pool.cpus > 1 else replace(pool, cpus=_countable(least[name] + share * (pool.cpus - least[name])))
         for name, pool in pools.items()
     }
 
