@@ -67,12 +67,13 @@ def test_haar_channels_are_what_the_docs_say():
         HaarAutoencoder(4)
 
 
-def test_haar_latents_of_real_frames_have_about_unit_variance(real_frames):
+def test_haar_latents_of_real_frames_at_small_sizes_have_about_unit_variance(real_frames):
+    small = torch.nn.functional.interpolate(real_frames, (32, 80), mode="area")
     for levels in (1, 2, 3):
-        latents = HaarAutoencoder(levels).encode(real_frames)
+        latents = HaarAutoencoder(levels).encode(small)
         for band in (latents[:, :3], latents[:, 3:12], latents[:, 12:]):
             if band.numel():
-                assert 0.2 < band.std() < 3
+                assert 0.3 < band.std() < 2
 
 
 @pytest.fixture(scope="module")
