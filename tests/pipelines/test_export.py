@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
+from model.training.config_file import parse_config
+from model.training.stage_data import stage_data
 from pipelines.dashboard.export_dialog import Cancelled, Export
 from pipelines.dataset import Dataset
 from pipelines.decide import DatasetError, decide
@@ -72,6 +74,22 @@ def test_the_json_member_is_the_clips_row_without_pointers_into_the_media(root: 
         assert meta["rate_fps"] == 24.0
         assert meta["decision"] == "default"
         assert not {"media_file", "media_offset", "thumbnail_size", "place"} & meta.keys()
+
+
+def test_captions_of_every_kind_reach_the_trainer(tmp_path: Path) -> None:
+    def captioned(i: int, row: dict[str, Any]) -> None:
+        row |= {f"caption_{kind}": f"{kind} {i}" for kind in ("spatial", "temporal", "merged")}
+
+    root = make_dataset(tmp_path / "data", change=captioned)
+    decide(str(root), {}, "all")
+    export(str(root), "all")
+    stages = "stages: [{preset: video-256, tiny: true}]"
+    config = parse_config(f"{{output: {tmp_path}/run, data: {{shards: [{root}/shards/all]}}, {stages}}}")
+    data = stage_data(config.data, config.stages[0], seed=0, size_multiple=8)
+    read = [data.dataset.read(data.dataset.sources[0], i, i).caption for i in range(len(data.table))]
+    assert len(read) == 40
+    assert {caption.split()[0] for caption in read} == {"spatial", "temporal", "merged"}
+    assert {sample["txt"].split()[0] for sample in samples(root, "all")} == {"merged"}
 
 
 def test_the_index_finds_every_member_without_the_tar_module(root: Path) -> None:
