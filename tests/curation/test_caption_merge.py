@@ -62,21 +62,42 @@ def test_nonsense_falls_back_to_the_caption_that_the_model_finds_likelier(small:
 
 
 def test_an_accepted_answer_is_the_caption(small: CaptionMerger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        small, "_write", lambda pairs: ["A man riding a bicycle pedals past a parked van."] * len(pairs)
-    )
+    answer = "A man riding a bicycle pedals past a parked van."
+    monkeypatch.setattr(small, "_write", lambda pairs: [[answer] for _ in pairs])
     assert small.merge([(SPATIAL, TEMPORAL)]) == [
         MergedCaption("A man riding a bicycle pedals past a parked van.", "merged", None)
     ]
 
 
+def test_where_the_likeliest_answer_fails_the_first_other_that_passes_is_taken(
+    small: CaptionMerger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = "a man riding a bicycle pedals past a van"
+    asked: list[tuple[int, int]] = []
+
+    def write(pairs: list[tuple[str, str]], beams: int = 1) -> list[list[str]]:
+        asked.append((len(pairs), beams))
+        likely = [good if spatial == SPATIAL else "Sure! A merged caption." for spatial, _ in pairs]
+        others = ["", "a dog runs on a beach", "a dog that runs on a beach"]
+        return [[text] for text in likely] if beams == 1 else [[likely[k], *others] for k in range(len(pairs))]
+
+    monkeypatch.setattr(small, "_write", write)
+    first, second, third = small.merge([(SPATIAL, TEMPORAL), ("a dog on a beach", "a dog runs"), ("w1 w2", "w9 w8")])
+    assert first == MergedCaption(good, "merged", None)
+    assert second == MergedCaption("a dog runs on a beach", "merged", None)
+    assert isinstance(third, MergedCaption)
+    assert third.reason == "comment"  # that of the likeliest
+    assert asked == [(2, 1), (1, 1), (2, 4)]  # batches of two
+
+
 def test_batches_do_not_change_an_answer(small: CaptionMerger) -> None:
     pairs = [("w1 w2", "w3 w4 w5 w6 w7"), ("w8", "w9"), ("w10 w11 w12 w13", "w14")]
-    assert [small._write([pair])[0] for pair in pairs] == list(small._write(pairs))
+    for beams in (1, 4):
+        assert [small._write([pair], beams)[0] for pair in pairs] == small._write(pairs, beams)
 
 
 def test_the_prompts_version_is_part_of_the_name(small: CaptionMerger) -> None:
-    assert small.name == "tiny_prompt_v1"
+    assert small.name == "tiny_prompt_v2"
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -93,7 +114,7 @@ def test_a_weak_writer_may_add_nothing() -> None:
 def test_smollm2_merges_captions_and_tells_one_from_scrambled_words() -> None:
     torch.set_num_threads(1)
     smollm2 = CaptionMerger(new_words=0.0)
-    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v1"
+    assert smollm2.name == "SmolLM2-135M-Instruct.Q4_1_prompt_v2"
     good, scrambled = smollm2.surprise([SPATIAL, "street a down riding bicycle man a a"])
     assert good + 2 < scrambled
     pairs = [
@@ -101,5 +122,8 @@ def test_smollm2_merges_captions_and_tells_one_from_scrambled_words() -> None:
         ("a large white rabbit in a green meadow", "the rabbit yawns and stretches its arms"),
         ("a surfer riding a wave in the ocean", "the surfer falls into the water"),
     ]
-    sources = [answer.source for answer in smollm2.merge(pairs) if isinstance(answer, MergedCaption)]
-    assert sources.count("merged") >= 2
+    answers = [answer for answer in smollm2.merge(pairs) if isinstance(answer, MergedCaption)]
+    assert [answer.source for answer in answers] == ["merged"] * 3
+    assert answers[1].text == "a large white rabbit in a green meadow yawns and stretches its arms"
+    assert "wave" in answers[2].text  # the likeliest answer brings new facts
+    assert "falls" in answers[2].text
