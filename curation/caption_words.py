@@ -90,7 +90,8 @@ def captions(
 
 
 def origins(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> dict[str, Any]:
-    """Per column of captions that a model was asked for: `models` {model: clips}, and `errors`, most first."""
+    """Per column of captions that a model was asked for: `models` {model: clips}, `errors`, and `fallbacks` {reason:
+    clips}, merged captions in whose place one of the two stands; most first."""
     asked = [f"count({quote(f'{name}_model')})" for name in columns]
     counts = _rows(con, f"SELECT {', '.join(asked)} FROM clips")[0]
     found = {}
@@ -105,5 +106,9 @@ def origins(con: duckdb.DuckDBPyConnection, columns: Sequence[str]) -> dict[str,
             "GROUP BY 1 ORDER BY 2 DESC, 1",
         )
         told = [{"reason": reason, "clips": clips, "example": example} for reason, clips, example in errors]
-        found[column] = {"models": dict(models), "errors": told}
+        sql = (
+            "SELECT merge_fallback, count(*) FROM clips WHERE merge_fallback IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+        )
+        fallbacks = _rows(con, sql) if column == "caption_merged" else []
+        found[column] = {"models": dict(models), "errors": told, "fallbacks": dict(fallbacks)}
     return found

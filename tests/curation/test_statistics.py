@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation import schema
-from curation.caption_words import captions
+from curation.caption_words import captions, origins
 from curation.decisions import decided, outcome, resolve
 from curation.rules import parse_rules
 from curation.score_table import ScoreTable, connect
@@ -250,3 +250,18 @@ def test_captions_are_counted_in_words() -> None:
     assert found["words"] == {"min": 0, "median": 3, "max": 6, "mean": 3.0, "total": 9}
     assert found["vocabulary"] == 8  # a, dog, runs, the, dog's, éclair, 2, dogs
     assert next(iter(found["most_common"].items())) == ("the", 2)
+
+
+def test_origins_of_captions_say_who_wrote_them_what_failed_and_what_was_not_merged() -> None:
+    blank: dict[str, Any] = dict.fromkeys(schema.CLIPS.names)
+    merged = blank | {"caption_merged": "a dog", "caption_merged_model": "llm"}
+    failed = blank | {"caption_merged_error": "no_caption", "caption_merged_model": "llm"}
+    rows = [merged, failed, *[merged | {"merge_fallback": reason} for reason in ("same", "new_facts", "same")]]
+    table = ScoreTable(pa.Table.from_pylist(rows, schema.CLIPS))
+    assert origins(table.con, ["caption_spatial", "caption_merged"]) == {
+        "caption_merged": {
+            "models": {"llm": 5},
+            "errors": [{"reason": "no_caption", "clips": 1, "example": "no_caption"}],
+            "fallbacks": {"same": 2, "new_facts": 1},
+        }
+    }
