@@ -69,9 +69,12 @@ class Lora(click.ParamType):
         if not separator or Path(str(value)).exists():
             return str(value), 1.0
         try:
-            return directory, float(scale)
+            number = float(scale)
         except ValueError:
             return str(value), 1.0
+        if not math.isfinite(number):
+            self.fail(f"{value!r}: the scale {scale} is no finite number", param, ctx)
+        return directory, number
 
 
 class Finite(click.FloatRange):

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from model.weight_files import write_weights
 
 TEMPORAL_ATTENTION = r".*temporal_transformer_blocks.*\.(to_q|to_k|to_v|to_out\.0)"
 """Module names that get an adapter (a full-match regular expression, as peft takes it)."""
@@ -72,6 +75,7 @@ def save_lora(unet: nn.Module, directory: str | Path, *, name: str = "camera") -
 
     Raises:
         LoraError: the network has no adapter of that name.
+        CheckpointError: no space, or no permission.
     """
     if name not in _adapter_names(unet):
         raise LoraError(f"no adapter {name!r} on this network; it has {sorted(_adapter_names(unet)) or 'none'}")
@@ -83,7 +87,7 @@ def save_lora(unet: nn.Module, directory: str | Path, *, name: str = "camera") -
             state[f"{_PREFIX}{key}.lora_A.weight"] = layer.lora_A[name].weight.detach().contiguous().cpu()
             state[f"{_PREFIX}{key}.lora_B.weight"] = layer.lora_B[name].weight.detach().contiguous().cpu()
             rank, alpha = layer.r[name], layer.lora_alpha[name]
-    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_weights(state, directory / WEIGHTS_FILE)
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -127,16 +131,16 @@ class LoraAdapters:
                 raise LoraError(
                     f"{directory / file} is missing; a LoRA directory holds {CONFIG_FILE} and {WEIGHTS_FILE}"
                 )
-        config = json.loads((directory / CONFIG_FILE).read_text())
-        if config.get("peft_type") != "LORA":
-            raise LoraError(f"{directory / CONFIG_FILE}: peft_type {config.get('peft_type')!r}; LORA is needed")
-        state = {key.removeprefix(_PREFIX): value for key, value in load_file(directory / WEIGHTS_FILE).items()}
-        self._check_fits(state, directory / WEIGHTS_FILE)
+        config = _read_config(directory / CONFIG_FILE)
+        try:
+            read = load_file(directory / WEIGHTS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise LoraError(f"{directory / WEIGHTS_FILE}: not a readable safetensors file ({error})") from error
+        state = {key.removeprefix(_PREFIX): value for key, value in read.items()}
+        self._check_fits(state, config["r"], directory / WEIGHTS_FILE)
         wanted = {key.rsplit(".lora_", 1)[0] for key in state}
         trainable = {key for key, p in self.unet.named_parameters() if p.requires_grad}
-        _inject(
-            self.unet, name, {"r": config["r"], "lora_alpha": config["lora_alpha"], "target_modules": sorted(wanted)}
-        )
+        _inject(self.unet, name, config | {"target_modules": sorted(wanted)})
         for key, layer in _lora_layers(self.unet).items():
             if key in wanted:
                 base = layer.base_layer.weight
@@ -193,10 +197,10 @@ class LoraAdapters:
             base = layer.base_layer
             original = base.weight.detach().clone()
             total = original.to(torch.float32)
-            for name, scale in self.scales.items():
+            for name in self.scales:
                 if name in layer.lora_A:
                     a, b = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
-                    total = total + scale * layer.lora_alpha[name] / layer.r[name] * (b @ a)
+                    total = total + layer.scaling[name] * (b @ a)
             with torch.no_grad():
                 base.weight.copy_(total)
             self._merged[key] = _Merged(layer, original)
@@ -207,6 +211,7 @@ class LoraAdapters:
         for key, merged in self._merged.items():
             with torch.no_grad():
                 merged.layer.base_layer.weight.copy_(merged.weight)
+            merged.layer.to(merged.layer.base_layer.weight.device)  # the network may have moved since
             _replace(self.unet, key, merged.layer)
         self._merged.clear()
 
@@ -219,8 +224,8 @@ class LoraAdapters:
         if self._merged:
             raise LoraError(f"the adapters are merged into the weights: unmerge() before you {action}")
 
-    def _check_fits(self, state: dict[str, Tensor], path: Path) -> None:
-        """Every adapter key must name a linear layer of the network, with matching widths, both halves there."""
+    def _check_fits(self, state: dict[str, Tensor], rank: int, path: Path) -> None:
+        """Every adapter key must name a linear layer of the network, with its width and the rank, both halves there."""
         modules = dict(self.unet.named_modules())
         wrong = []
         for key, value in state.items():
@@ -233,11 +238,34 @@ class LoraAdapters:
                 wrong.append(f"{key}: not a LoRA weight")
             elif f"{module_name}.lora_{'B' if part[0] == 'A' else 'A'}.weight" not in state:
                 wrong.append(f"{key}: its other half is missing")
-            elif value.shape[1 if part[0] == "A" else 0] != linear.weight.shape[1 if part[0] == "A" else 0]:
-                wrong.append(f"{key}: {tuple(value.shape)} does not fit a layer of {tuple(linear.weight.shape)}")
+            else:
+                out, width = linear.weight.shape
+                fits = (rank, width) if part[0] == "A" else (out, rank)
+                if tuple(value.shape) != fits:
+                    wrong.append(
+                        f"{key}: {tuple(value.shape)} does not fit a layer of {(out, width)} at rank {rank}: {fits}"
+                    )
         if wrong or not state:
             listed = "; ".join(wrong[:10]) or "the file is empty"
             raise LoraError(f"{path}: {len(wrong)} keys do not fit this network: {listed}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """What decides an adapter's strength: its rank, alpha, and how the two become a factor."""
+    try:
+        config = json.loads(path.read_text())
+        kind = config.get("peft_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise LoraError(f"{path}: not a JSON object ({error})") from error
+    if kind != "LORA":
+        raise LoraError(f"{path}: peft_type {kind!r}; LORA is needed")
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+        raise LoraError(f"{path}: r {rank!r} and lora_alpha {alpha!r}; a rank of at least 1 and a number are needed")
+    for key in ("rank_pattern", "alpha_pattern", "use_dora"):
+        if config.get(key):
+            raise LoraError(f"{path}: {key} is not supported; one rank and one alpha for all layers are")
+    return {"r": rank, "lora_alpha": alpha, "use_rslora": bool(config.get("use_rslora"))}
 
 
 def _inject(unet: nn.Module, name: str, config: dict[str, Any]) -> None:

@@ -2,9 +2,12 @@
 
 import copy
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model import onednn
@@ -28,6 +31,14 @@ def network() -> VideoUNet:
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     return unet.eval().requires_grad_(False)
+
+
+def altered(adapter: Path, copy: Path, suffix: str, weight: Tensor) -> None:
+    """A copy of an adapter, one weight of it replaced."""
+    shutil.copytree(adapter, copy)
+    state = load_file(copy / "adapter_model.safetensors")
+    key = next(key for key in state if key.endswith(suffix))
+    save_file(state | {key: weight}, copy / "adapter_model.safetensors")
 
 
 @torch.no_grad()
@@ -87,8 +98,6 @@ def test_load_scale_combine_unload(adapters):
     assert loras.scales == {"zooming": 1.0, "horizontal": -0.5}
     # The reference: the sum written into the weights by hand.
     by_hand = network()
-    from safetensors.torch import load_file
-
     with torch.no_grad():
         for name, scale in loras.scales.items():
             state = load_file(adapters / name / "adapter_model.safetensors")
@@ -130,19 +139,35 @@ def test_merging_and_back_is_exact(adapters, dtype):
     assert all(torch.equal(value, original[key]) for key, value in unet.state_dict().items())
 
 
-def test_peft_reads_the_files(adapters):
-    """The files are peft's: the library loads them by itself and computes the same."""
+def test_unmerging_follows_a_network_that_has_moved(adapters):
+    unet = network()
+    loras = LoraAdapters(unet)
+    loras.load(adapters / "zooming")
+    loras.merge()
+    unet.to("meta")
+    loras.unmerge()
+    assert {parameter.device.type for parameter in unet.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_peft_reads_the_files_and_computes_the_same(adapters, tmp_path, rslora):
+    shutil.copytree(adapters / "zooming", tmp_path / "zooming")
+    config = json.loads((tmp_path / "zooming" / "adapter_config.json").read_text())
+    (tmp_path / "zooming" / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": rslora}))
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
     from peft import PeftModel
 
     unet = network()
-    LoraAdapters(unet).load(adapters / "zooming")
-    theirs = PeftModel.from_pretrained(network(), adapters / "zooming")
+    loras = LoraAdapters(unet)
+    loras.load(tmp_path / "zooming")
+    theirs = PeftModel.from_pretrained(network(), tmp_path / "zooming")
     for each in (unet, theirs.base_model.model):
         onednn.disable(each)  # packed products round differently, and only ours has them in the adapted layers
     torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-6, rtol=1e-5)
+    loras.merge()
+    torch.testing.assert_close(output(theirs.base_model.model), output(unet), atol=1e-5, rtol=1e-4)
 
 
 def test_adapters_that_do_not_fit_are_refused(adapters, tmp_path):
@@ -156,6 +181,13 @@ def test_adapters_that_do_not_fit_are_refused(adapters, tmp_path):
     save_lora(wide, tmp_path / "wide")
     with pytest.raises(LoraError, match=r"keys do not fit this network.*\(4, 64\) does not fit a layer of \(32, 32\)"):
         loras.load(tmp_path / "wide")
+    for key, shape, message in (
+        ("lora_A", (2, 32), r"\(2, 32\) does not fit a layer of \(32, 32\) at rank 4: \(4, 32\)"),
+        ("lora_B", (32, 2), r"\(32, 2\) does not fit a layer of \(32, 32\) at rank 4: \(32, 4\)"),
+    ):
+        altered(adapters / "zooming", tmp_path / key, f"to_q.{key}.weight", torch.zeros(shape))
+        with pytest.raises(LoraError, match=message):
+            loras.load(tmp_path / key)
     with pytest.raises(LoraError, match="no adapter 'pan'; loaded: none"):
         loras.unload("pan")
     with pytest.raises(LoraError, match="no adapter 'pan'"):
@@ -164,8 +196,24 @@ def test_adapters_that_do_not_fit_are_refused(adapters, tmp_path):
     with pytest.raises(LoraError, match="already loaded"):
         loras.load(adapters / "zooming")
     loras.unload()
-    config = json.loads((tmp_path / "wide" / "adapter_config.json").read_text())
-    (tmp_path / "wide" / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "IA3"}))
-    with pytest.raises(LoraError, match="peft_type 'IA3'"):
-        loras.load(tmp_path / "wide")
+    shutil.copytree(adapters / "zooming", tmp_path / "copy")
+    config = json.loads((tmp_path / "copy" / "adapter_config.json").read_text())
+    for change, message in (
+        ({"peft_type": "IA3"}, "peft_type 'IA3'"),
+        ({"r": None}, "r None and lora_alpha 8"),
+        ({"lora_alpha": "much"}, "lora_alpha 'much'"),
+        ({"r": 8}, "at rank 8"),
+        ({"alpha_pattern": {"to_q": 1}}, "alpha_pattern is not supported"),
+    ):
+        (tmp_path / "copy" / "adapter_config.json").write_text(json.dumps(config | change))
+        with pytest.raises(LoraError, match=message):
+            loras.load(tmp_path / "copy")
+    (tmp_path / "copy" / "adapter_config.json").write_text("[]")
+    with pytest.raises(LoraError, match=r"adapter_config\.json: not a JSON object"):
+        loras.load(tmp_path / "copy")
+    (tmp_path / "copy" / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "copy" / "adapter_model.safetensors").write_bytes(b"0123456789")
+    with pytest.raises(LoraError, match=r"adapter_model\.safetensors: not a readable safetensors file"):
+        loras.load(tmp_path / "copy")
+    assert not loras.scales
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
