@@ -77,6 +77,7 @@ def save_model(model: VideoModel, directory: Path) -> None:
 
     Raises:
         FileExistsError: the directory exists and is not empty.
+        CheckpointError: no space.
     """
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} exists and is not empty")
@@ -89,9 +90,12 @@ def save_model(model: VideoModel, directory: Path) -> None:
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
-    except BaseException:
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{directory}: cannot be written ({error}); free space or choose another place"
+        ) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write(model: VideoModel, directory: Path) -> None:

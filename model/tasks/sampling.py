@@ -147,8 +147,12 @@ def placed(part: object, device: torch.device | str, *, offload: bool) -> Iterat
 
 
 @contextmanager
-def explain_out_of_memory(options: SamplingOptions, *, dtype: torch.dtype) -> Iterator[None]:
-    """Turn an allocator's error into OutOfMemory, which says what has not been turned on yet."""
+def explain_out_of_memory(options: SamplingOptions, *, dtype: torch.dtype, loading: bool = False) -> Iterator[None]:
+    """Turn an allocator's error into OutOfMemory, which says what has not been turned on yet.
+
+    Args:
+        loading: only the weights are in memory; what saves activations is of no use.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -157,16 +161,16 @@ def explain_out_of_memory(options: SamplingOptions, *, dtype: torch.dtype) -> It
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in text for sign in signs):
             raise
         advice = []
-        if not options.two_pass:
+        if not loading and not options.two_pass:
             advice.append("two_pass (--two-pass)")
-        if options.decode_chunk is None or options.decode_chunk > 1:
+        if not loading and (options.decode_chunk is None or options.decode_chunk > 1):
             advice.append("decode_chunk=1 (--decode-chunk 1)")
         if not options.offload:
             advice.append("offload (--offload)")
         if dtype == torch.float32:
             advice.append("bfloat16 (--dtype bfloat16)")
-        advice.append("fewer frames or a smaller size")
-        raise OutOfMemory(f"out of memory ({str(error).splitlines()[0]}); turn on: {', '.join(advice)}") from error
+        advice.append("a device with more memory" if loading else "fewer frames or a smaller size")
+        raise OutOfMemory(f"out of memory ({str(error).splitlines()[0]}); use: {', '.join(advice)}") from error
 
 
 def check_frames(asked: int, trained: int) -> None:

@@ -52,12 +52,14 @@ class VideoModel:
 
         Raises:
             ModelDirectoryError, CheckpointError: something is missing or contradictory; the message names the file.
+            OutOfMemory: the device cannot hold the weights.
         """
         from model.tasks.model_directory import load_model
         from model.tasks.sgm_checkpoint import load_sgm_model
 
         read = load_sgm_model if Path(path).is_file() else load_model
-        return read(Path(path), device=device, dtype=dtype, offload=offload, allow_pickle=allow_pickle)
+        with explain_out_of_memory(SamplingOptions(offload=offload), dtype=dtype, loading=True):
+            return read(Path(path), device=device, dtype=dtype, offload=offload, allow_pickle=allow_pickle)
 
     def save(self, path: str | Path) -> None:
         """Write a directory; where all parts are diffusers', it opens as a StableVideoDiffusionPipeline. A path that

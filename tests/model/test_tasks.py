@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model.conditioning import ConditioningError
@@ -24,11 +25,13 @@ from model.tasks import (
     SamplingOptions,
     TextToVideo,
     VideoModel,
+    model_directory,
     tiny_random_model,
 )
 from model.tasks import interpolation as interpolation_module
 from model.tasks.interpolation_mask import MaskEmbedding, ends_given
 from model.tasks.orbit import azimuths
+from model.weight_files import CheckpointError
 
 FRAMES = {"text_to_video": 4, "image_to_video": 4, "interpolation": 5, "orbit": 4}
 QUICK = {"steps": 2}
@@ -262,6 +265,15 @@ def test_out_of_memory_says_what_to_turn_on(models):
     assert "fewer frames" in str(caught.value)
 
 
+def test_out_of_memory_while_loading_says_what_helps_then(directories, monkeypatch):
+    def full(_: VideoModel) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(VideoModel, "settle", full)
+    with pytest.raises(OutOfMemory, match=r"use: offload \(--offload\), bfloat16 \(--dtype bfloat16\), a device with"):
+        VideoModel.load(directories["image_to_video"])
+
+
 def test_offload_moves_each_part_in_turn(models):
     """On a machine with one device the moves are all that can be seen: one part away from the CPU at a time."""
     moves: list[tuple[str, str]] = []
@@ -337,6 +349,13 @@ def test_saving_is_complete_or_not_at_all(tmp_path, monkeypatch):
     model = tiny_random_model("image_to_video", frames=4)
     monkeypatch.setattr(ModelDescription, "save", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(
+        model_directory, "save_unet", lambda *_: (_ for _ in ()).throw(SafetensorError("No space left on device"))
+    )
+    with pytest.raises(CheckpointError, match=r"m: cannot be written \(No space left on device\); free space"):
         model.save(tmp_path / "m")
     assert not list(tmp_path.iterdir())
     monkeypatch.undo()
