@@ -3,18 +3,20 @@
 One subcommand per task; what they share is in `sample_options.py` (options) and `sample_run.py` (the run itself).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from model import sample_options as option
 from model.sample_options import DTYPES, SharedOptions, TaskCommand, shared, task_option
 from model.sample_run import RANDOM_WARNING, Run, clear_errors
 from model.tasks.description import TASKS
 from model.tasks.video_model import VideoModel
-from model.video_io import read_image, read_video
+from model.video_io import check_writable, film_frames, probe_film, read_image
 
 
 class _Group(click.Group):
@@ -92,7 +94,7 @@ def image_to_video(shared: SharedOptions, image: Path, **given: Any) -> None:
     """
     from model.tasks.image_to_video import ImageToVideo
 
-    run = Run(shared, "image_to_video", given["frames"])
+    run = Run(shared, "image_to_video", given["frames"], inputs=[image])
     task, picture = ImageToVideo(run.model), read_image(image, run.size)
     run.write(lambda progress: task(picture, **given, fps=run.fps, **run.arguments, progress=progress)[0])
 
@@ -113,7 +115,7 @@ def orbit(shared: SharedOptions, image: Path, **given: Any) -> None:
     """
     from model.tasks.orbit import Orbit
 
-    run = Run(shared, "orbit", given["frames"])
+    run = Run(shared, "orbit", given["frames"], inputs=[image])
     task, picture = Orbit(run.model), read_image(image, run.size)
     run.write(lambda progress: task(picture, **given, fps=run.fps, **run.arguments, progress=progress)[0])
 
@@ -145,18 +147,21 @@ def interpolation(
 
     if (video is None) == (len(image) != 2) or (video is not None and image):
         raise click.UsageError("give --video CLIP, or --image START --image END")
-    run = Run(shared, "interpolation")
+    run = Run(shared, "interpolation", inputs=[*image, *([] if video is None else [video])])
     task, times = Interpolation(run.model), run.frames - 1
+    clip: Iterable[Tensor]
     if video is not None:
-        clip, rate = read_video(video, size=run.size, max_frames=max_frames)
-        run.fps = shared.fps or rate * times
+        film = probe_film(video, max_frames=max_frames)
+        clip, given = film_frames(video, size=run.size, max_frames=max_frames), film.frames
+        run.fps = shared.fps or film.fps * times
+        check_writable(run.output, (given - 1) * times + 1, run.size)
     else:
-        clip = torch.cat([read_image(path, run.size) for path in image])
+        clip, given = torch.cat([read_image(path, run.size) for path in image]), 2
     run.write(
         lambda progress: task.upsample(
             clip, fps=run.fps / times, augmentation=augmentation, **run.arguments, progress=progress
         ),
-        videos=len(clip) - 1,
+        videos=given - 1,
     )
 
 

@@ -51,9 +51,9 @@ class Size(click.ParamType):
     name = "WxH"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """Refuse what is not two whole numbers."""
+        """Refuse what is not two whole numbers above 0."""
         width, _, height = str(value).lower().partition("x")
-        if not (width.isdigit() and height.isdigit()):
+        if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
             self.fail(f"{value!r}: width x height in pixels, like 1024x576", param, ctx)
         return int(width), int(height)
 

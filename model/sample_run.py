@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,23 @@ RANDOM_WARNING = (
 class Run:
     """What the commands share. Whatever can be refused without the model is refused before it is loaded.
 
+    Args:
+        inputs: the files that the task reads; the output must be none of them.
+
     Attributes:
         model, frames, fps: settled from the options and the model's own description.
         size: (width, height) in pixels.
         arguments: what every task object is called with.
     """
 
-    def __init__(self, shared: SharedOptions, task: str, frames: int | None = None) -> None:
+    def __init__(
+        self, shared: SharedOptions, task: str, frames: int | None = None, *, inputs: Sequence[Path] = ()
+    ) -> None:
         self.shared = shared
         self.output = shared.output or Path(f"{task.replace('_', '-')}.mp4")
         format_of(self.output)
+        if self.output.exists() and any(self.output.samefile(path) for path in inputs):
+            raise click.UsageError(f"{self.output} is read: it would be replaced by the result; give another --output")
         device = shared.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model = VideoModel.load(
             shared.model,
@@ -52,7 +59,7 @@ class Run:
         self.frames = frames or description.frames
         self.size = shared.size or (description.width, description.height)
         self.fps = shared.fps or description.fps
-        check_writable(self.output, self.frames * self.size[0] * self.size[1] * 3)
+        check_writable(self.output, self.frames, self.size)
         self.options = self._options()
         self.arguments: dict[str, Any] = {"motion_bucket": self._motion_bucket(), "options": self.options}
         self._merge_loras()
@@ -94,19 +101,30 @@ class Run:
             changes["steps"] = shared.steps
         return self.model.options(**changes)
 
-    def write(self, sample_frames: Callable[[Progress], Tensor], *, videos: int = 1) -> None:
-        """Sample with a progress bar (and a preview), then write the video.
+    def write(self, sample_frames: Callable[[Progress], Iterable[Tensor]], *, videos: int = 1) -> None:
+        """Sample with a progress bar (and a preview), and write the video.
 
         Args:
-            sample_frames: given a progress callback, returns (T, 3, H, W).
+            sample_frames: given a progress callback, the frames (3, H, W): all, or one by one as they are sampled.
             videos: how many it samples one after the other.
         """
         if format_of(self.output) == "gif" and self.fps > GIF_FPS:
             click.secho(
                 f"warning: a gif shows at most {GIF_FPS} frames a second: it plays slower", fg="yellow", err=True
             )
-        preview, beside = self.shared.preview, self._beside
-        sheet = StepSheet(self.model, beside("preview.png"), self.options) if preview else None
+        shared = self.shared
+        sheet = StepSheet(self.model, self._beside("preview.png"), self.options) if shared.preview else None
+        written = 0
+        shown: list[Tensor] = []  # a contact sheet needs all frames at once
+
+        def pass_on(frames: Iterable[Tensor]) -> Iterator[Tensor]:
+            nonlocal written
+            for frame in frames:
+                written += 1
+                if shared.contact_sheet:
+                    shown.append(frame)
+                yield frame
+
         with _progress(videos * self.options.steps) as advance:
 
             def progress(step: int, steps: int, denoised: Tensor) -> None:
@@ -114,13 +132,12 @@ class Run:
                 if sheet is not None:
                     sheet.add(step, steps, denoised)
 
-            frames = sample_frames(progress)
-        path = write_video(frames, self.output, fps=self.fps)
-        click.echo(f"{path}: {len(frames)} frames of {frames.shape[-1]} x {frames.shape[-2]} at {self.fps:g} fps")
+            path = write_video(pass_on(sample_frames(progress)), self.output, fps=self.fps)
+        click.echo(f"{path}: {written} frames of {self.size[0]} x {self.size[1]} at {self.fps:g} fps")
         if sheet is not None:
             click.echo(f"{sheet.path}: the video after {', '.join(map(str, sheet.steps))} steps")
-        if self.shared.contact_sheet:
-            click.echo(f"{write_image(contact_sheet(frames), beside('sheet.png'))}: all frames")
+        if shared.contact_sheet:
+            click.echo(f"{write_image(contact_sheet(torch.stack(shown)), self._beside('sheet.png'))}: all frames")
 
     def _beside(self, suffix: str) -> Path:
         return self.output.with_name(f"{self.output.stem}.{suffix}")

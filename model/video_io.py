@@ -1,18 +1,23 @@
 """Videos as tensors, in and out: reading images and films, writing mp4, gif and PNG frames, contact sheets.
 
-Frames are (T, 3, H, W), float32 on [-1, 1], RGB. Files appear complete under their name or not at all.
+Frames are (T, 3, H, W), float32 on [-1, 1], RGB; films are read and written frame by frame, so their length is bounded
+by the disk alone. Files appear complete under their name or not at all.
 """
 
 import errno
+import itertools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.container
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,6 +28,7 @@ FORMATS = ("mp4", "gif", "png")
 GIF_FPS = 50
 """Players show gif frames of less than 20 ms at a tenth of the speed."""
 _FRAME = re.compile(r"\d{4,}\.png")  # of a folder of PNGs
+_BYTES_PER_PIXEL = {"mp4": 0.25, "gif": 1.0, "png": 3.0}  # mp4: bikes.mp4 takes 0.04, pure noise 0.9
 
 
 class VideoFileError(OSError):
@@ -42,7 +48,7 @@ def from_bytes(array: NDArray[np.uint8]) -> Tensor:
 
 
 def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
-    """An image as (1, 3, H, W) on [-1, 1]; turned as its EXIF says, transparency on black.
+    """An image as (1, 3, H, W) on [-1, 1]; turned as its EXIF says, transparent parts on black.
 
     Args:
         size: (width, height): scaled to cover it (Lanczos) and cropped at the centre; None keeps the image's own.
@@ -52,9 +58,14 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened).convert("RGB")
+            image = ImageOps.exif_transpose(opened)
+            if image.has_transparency_data:  # what lies below transparent pixels is arbitrary, often white or noise
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            image = image.convert("RGB")
     except FileNotFoundError as error:
         raise VideoFileError(f"{path}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise VideoFileError(f"{path}: too large ({error}); scale it down first") from error
     except (UnidentifiedImageError, OSError) as error:
         raise VideoFileError(f"{path}: not an image that can be read ({error})") from error
     if size is not None and image.size != size:
@@ -62,10 +73,31 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     return from_bytes(np.array(image)[None])
 
 
-def read_video(
+@dataclass(frozen=True)
+class Film:
+    """What a film says about itself, without being decoded."""
+
+    frames: int
+    fps: float
+    """Mean frame rate."""
+
+
+def probe_film(path: str | Path, *, max_frames: int | None = None) -> Film:
+    """Count a film's frames (at most `max_frames`) by its packets.
+
+    Raises:
+        VideoFileError: missing, or no video stream.
+    """
+    with _opened(path) as container:
+        rate = container.streams.video[0].average_rate
+        packets = (packet for packet in container.demux(video=0) if packet.size)
+        return Film(sum(1 for _ in itertools.islice(packets, max_frames)), float(rate or 25))
+
+
+def film_frames(
     path: str | Path, *, size: tuple[int, int] | None = None, max_frames: int | None = None
-) -> tuple[Tensor, float]:
-    """A film's first frames (T, 3, H, W) on [-1, 1] and its mean frame rate.
+) -> Iterator[Tensor]:
+    """A film's first frames one by one, each (3, H, W) on [-1, 1], turned as its display matrix says.
 
     Args:
         size: (width, height), covered and cropped as in read_image.
@@ -73,30 +105,32 @@ def read_video(
     Raises:
         VideoFileError: missing, or no video stream that can be decoded.
     """
-    frames: list[NDArray[np.uint8]] = []
+    with _opened(path) as container:
+        for frame in itertools.islice(container.decode(video=0), max_frames):
+            image = frame.to_image()
+            if frame.rotation:
+                image = image.rotate(frame.rotation, expand=True)
+            if size is not None:
+                image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+            yield from_bytes(np.array(image)[None])[0]
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[av.container.InputContainer]:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise VideoFileError(f"{path}: no video stream")
-            rate = container.streams.video[0].average_rate
-            for frame in container.decode(video=0):
-                image = frame.to_image()
-                frames.append(
-                    np.array(image if size is None else ImageOps.fit(image, size, method=Image.Resampling.LANCZOS))
-                )
-                if max_frames is not None and len(frames) >= max_frames:
-                    break
+            yield container
     except av.FFmpegError as error:
         raise VideoFileError(f"{path}: not a video that can be read ({error})") from error
-    if not frames:
-        raise VideoFileError(f"{path}: no frame could be decoded")
-    return from_bytes(np.stack(frames)), float(rate or 25)
 
 
-def write_video(frames: Tensor, path: str | Path, *, fps: float, format: str | None = None) -> Path:
+def write_video(frames: Iterable[Tensor], path: str | Path, *, fps: float, format: str | None = None) -> Path:
     """Write frames (T, 3, H, W) on [-1, 1]: mp4 (H.264), gif, or a folder of PNGs (format `png`).
 
     Args:
+        frames: one tensor, or an iterator of (3, H, W): only one frame is in memory then (for a gif, one byte a pixel).
         format: one of FORMATS; default: the path's suffix, a path without one is a folder of PNGs.
 
     Raises:
@@ -106,9 +140,7 @@ def write_video(frames: Tensor, path: str | Path, *, fps: float, format: str | N
     path = Path(path)
     format = format or format_of(path)
     check_replaceable(path, format)
-    if format == "mp4" and (frames.shape[-1] % 2 or frames.shape[-2] % 2):
-        raise ValueError(f"{frames.shape[-1]} x {frames.shape[-2]}: mp4 (4:2:0) needs even sizes; write gif or png")
-    pixels = to_bytes(frames)
+    pixels = (to_bytes(frame[None])[0] for frame in frames)
     writers: dict[str, Callable[[Path], None]] = {
         "mp4": lambda target: _write_mp4(pixels, target, fps),
         "gif": lambda target: _write_gif(pixels, target, fps),
@@ -155,8 +187,8 @@ def write_image(image: Tensor, path: str | Path) -> Path:
     return path
 
 
-def check_writable(path: str | Path, bytes_needed: int) -> None:
-    """Find out before an hour of sampling whether the result could be written.
+def check_writable(path: str | Path, frames: int, size: tuple[int, int]) -> None:
+    """Find out before hours of sampling whether the result could be written: `frames` of `size` (width, height).
 
     Raises:
         VideoFileError: the folder does not exist and cannot be made, is not writable, or has no space; or something
@@ -171,6 +203,7 @@ def check_writable(path: str | Path, bytes_needed: int) -> None:
         raise VideoFileError(f"{folder}: cannot be made ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise VideoFileError(f"{folder}: not writable; choose another output folder")
+    bytes_needed = frames * size[0] * size[1] * _BYTES_PER_PIXEL[format_of(path)]
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise VideoFileError(
@@ -183,15 +216,21 @@ def check_replaceable(path: Path, format: str) -> None:
     """Earlier results may be replaced: a file by a file, a folder of numbered PNGs by another. Nothing else may.
 
     Raises:
-        VideoFileError: a folder where a file is to be, a file where a folder is to be, or a folder with other files.
+        VideoFileError: a folder where a file is to be, a file or a link where a folder is to be, a folder with other
+            files, or a folder that goes by no name of its own (`.`).
     """
+    if path.name in ("", ".."):
+        raise VideoFileError(
+            f"{path}: give the folder for the PNGs a name, so that it can be put in place when complete"
+        )
     if not path.exists():
         return
     if format != "png":
         if path.is_dir():
             raise VideoFileError(f"{path}: is a folder; give another name for the {format}")
-    elif not path.is_dir():
-        raise VideoFileError(f"{path}: is a file; PNGs go into a folder of their own")
+    elif path.is_symlink() or not path.is_dir():
+        kind = "link" if path.is_symlink() else "file"
+        raise VideoFileError(f"{path}: is a {kind}; PNGs go into a folder of their own")
     else:
         other = sorted(entry.name for entry in path.iterdir() if not _FRAME.fullmatch(entry.name))
         if other:
@@ -213,6 +252,8 @@ def _complete_or_nothing(path: Path, write: Callable[[Path], None], *, folder: b
         if folder and path.is_dir():  # replace the frames that an earlier run left
             shutil.rmtree(path)
         target.rename(path)
+    except VideoFileError:  # of a film that is read while this one is written
+        raise
     except (OSError, av.FFmpegError) as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise VideoFileError(f"{path}: no space left; free some or choose another output folder") from error
@@ -221,25 +262,29 @@ def _complete_or_nothing(path: Path, write: Callable[[Path], None], *, folder: b
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_mp4(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
+def _write_mp4(pixels: Iterator[NDArray[np.uint8]], path: Path, fps: float) -> None:
+    first = next(pixels)
+    height, width = first.shape[:2]
+    if width % 2 or height % 2:
+        raise ValueError(f"{width} x {height}: mp4 (4:2:0) needs even sizes; write gif or png")
     with av.open(str(path), mode="w", options={"movflags": "+faststart"}) as container:
         rate = Fraction(fps).limit_denominator(1001)
         # With AVX-512, x264's macroblock tree reads memory that nobody wrote, and the bytes differ between runs.
         options = {"crf": "12", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=rate, options=options)
-        stream.width, stream.height, stream.pix_fmt = pixels.shape[2], pixels.shape[1], "yuv420p"
-        for array in pixels:
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for array in itertools.chain([first], pixels):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(array, format="rgb24")))
         container.mux(stream.encode())
 
 
-def _write_gif(pixels: NDArray[np.uint8], path: Path, fps: float) -> None:
-    first, *rest = (Image.fromarray(array) for array in pixels)
+def _write_gif(pixels: Iterator[NDArray[np.uint8]], path: Path, fps: float) -> None:
+    images = (Image.fromarray(array) for array in pixels)
     shown_ms = round(1000 / min(fps, GIF_FPS))
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=shown_ms, loop=0)
+    next(images).save(path, format="GIF", save_all=True, append_images=images, duration=shown_ms, loop=0)
 
 
-def _write_pngs(pixels: NDArray[np.uint8], path: Path) -> None:
+def _write_pngs(pixels: Iterator[NDArray[np.uint8]], path: Path) -> None:
     path.mkdir()
     for i, array in enumerate(pixels):
         Image.fromarray(array).save(path / f"{i:04d}.png")

@@ -6,6 +6,7 @@ CLIP embeddings of start and end.
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class Interpolation:
         if start.shape != end.shape:
             raise ValueError(f"start {tuple(start.shape)} and end {tuple(end.shape)} differ in shape")
         options = options or model.options()
-        frames = frames or given.frames
+        frames = given.frames if frames is None else frames
         strength = given.augmentation if augmentation is None else augmentation
         check_frames(frames, given.frames)
         height, width = start.shape[-2:]
@@ -112,7 +113,7 @@ class Interpolation:
                 model.image_tokens(images.flatten(0, 1), options).unflatten(0, images.shape[:2]),
                 augment_latents(ends, strength, latent_noise, model.autoencoder.scaling_factor),
                 frames,
-                fps=fps or given.fps,
+                fps=given.fps if fps is None else fps,
                 motion_bucket=motion_bucket,
                 augmentation=strength,
             )
@@ -130,26 +131,27 @@ class Interpolation:
 
     def upsample(
         self,
-        clip: Tensor,
+        clip: Iterable[Tensor],
         *,
         fps: float,
         motion_bucket: float = 127,
         augmentation: float | None = None,
         options: SamplingOptions | None = None,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """A clip (T, 3, H, W) at `fps` -> (n (T-1) + 1, 3, H, W) at n times the rate; n = frames - 1, 4 as published.
+    ) -> Iterator[Tensor]:
+        """A clip at `fps` -> n (T-1) + 1 frames at n times the rate, one by one; n = frames - 1, 4 as published.
 
         The given frames are kept as they are; the model's new frames go between them. Pairs are sampled one by one with
-        the same seed, so neighbouring gaps start from the same noise.
+        the same seed, so neighbouring gaps start from the same noise. Two given frames are in memory at a time.
+
+        Args:
+            clip: frames (3, H, W) on [-1, 1]: a tensor (T, 3, H, W), or what reads a film.
 
         Raises:
             ValueError: fewer than two frames.
         """
-        if len(clip) < 2:
-            raise ValueError(f"a clip of {len(clip)} frame(s): at least 2 are needed to interpolate between")
         rate = self.model.description.frames - 1
-        result = [clip[:1]]
+        pairs = 0
         for start, end in itertools.pairwise(clip):
             between = self(
                 start[None],
@@ -160,5 +162,10 @@ class Interpolation:
                 options=options,
                 progress=progress,
             )
-            result += [between[0, 1:-1].to(clip), end[None]]
-        return torch.cat(result)
+            if pairs == 0:
+                yield start
+            yield from between[0, 1:-1].to(start)
+            yield end
+            pairs += 1
+        if pairs == 0:
+            raise ValueError("a clip of fewer than 2 frames: there is nothing to interpolate between")

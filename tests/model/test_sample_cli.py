@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
-from model import video_io
+from model import sample_cli, video_io
 from model.sample_cli import sample
-from model.tasks import VideoModel
+from model.tasks import Interpolation, VideoModel
 from model.tasks.camera_lora import add_lora, save_lora
 
 QUICK = ["--steps", "2", "--seed", "5", "--size", "48x32"]
@@ -123,6 +123,52 @@ def test_orbit_and_interpolation(work, tmp_path):
     assert len(ffmpeg_frames(tmp_path / "smooth.mp4", 48, 32)) == 9
 
 
+def test_a_film_is_interpolated_pair_by_pair(work, tmp_path, monkeypatch):
+    """Its length is bounded by the disk alone, which is looked at first; the preview shows the pair at work."""
+    clip = torch.stack([video_io.read_image(work / name, (48, 32))[0] for name in ("a.png", "b.png") * 3])
+    film = video_io.write_video(clip, tmp_path / "film.mp4", fps=10)
+    command = ["interpolation", "--model", work / "interpolation", "--video", film, *QUICK]
+    read: list[int] = []
+    frames, sampled = video_io.film_frames, Interpolation.__call__
+
+    def counted(*arguments, **more):
+        for i, frame in enumerate(frames(*arguments, **more)):
+            read.append(i)
+            yield frame
+
+    def one_more(*arguments, **more):
+        calls.append(len(read))
+        return sampled(*arguments, **more)
+
+    calls: list[int] = []
+    monkeypatch.setattr(sample_cli, "film_frames", counted)
+    monkeypatch.setattr(Interpolation, "__call__", one_more)
+    result = succeed(*command, "--preview", "-o", tmp_path / "smooth.mp4")
+    assert calls == [2, 3, 4, 5, 6]  # a pair is sampled as soon as its two frames are read
+    assert "21 frames of 48 x 32" in result.output
+    assert "the video after 1, 2 steps" in result.output
+    with Image.open(tmp_path / "smooth.preview.png") as preview:
+        assert preview.size == (4 * 50 + 2, 2 * 34 + 2)
+    usage = shutil.disk_usage(tmp_path)
+    free = 21 * 48 * 32 * 3 - 1
+    monkeypatch.setattr(video_io.shutil, "disk_usage", lambda _: usage._replace(free=free))
+    result = run(*command, "-o", tmp_path / "frames")
+    assert "0.1 MB needed" in result.output
+    assert len(calls) == 5
+    succeed(*command, "--max-frames", 5, "-o", tmp_path / "frames")
+
+
+def test_what_is_read_is_never_replaced(work, tmp_path):
+    film = video_io.write_video(torch.zeros(2, 3, 32, 48), tmp_path / "film.mp4", fps=10)
+    before = film.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(film)
+    for name in ("film.mp4", "link.mp4"):
+        result = run("interpolation", "--model", work / "interpolation", "--video", film, *QUICK, "-o", tmp_path / name)
+        assert result.exit_code == 2
+        assert "would be replaced by the result" in result.output
+    assert film.read_bytes() == before
+
+
 def test_camera_lora_and_motion_score(work, tmp_path):
     model = VideoModel.load(work / "image-to-video")
     for p in add_lora(model.unet, name="zooming", rank=4):
@@ -201,6 +247,8 @@ def test_options_that_are_no_use_are_refused_before_the_model_is_loaded(work, mo
         ("not in the range", "--seed", 2**70),
         ("'banana' cannot be used here", "--device", "banana"),
         ("do not know how to write .png", "-o", "v.png"),
+        ("the scale nan is no finite number", "--lora", "zooming:nan"),
+        ("width x height", "--size", "0x32"),
     ):
         result = run(*base, *options)
         assert result.exit_code != 0
@@ -216,6 +264,7 @@ def test_only_earlier_results_are_replaced(work, tmp_path):
     assert "holds other files (holiday.jpg), which would be lost" in result.output
     assert (tmp_path / "photos" / "holiday.jpg").read_text() == "precious"
     assert "is a folder" in run(*common, "-o", (tmp_path / "photos").rename(tmp_path / "v.mp4")).output
+    assert "give the folder for the PNGs a name" in run(*common, "-o", ".").output
     (tmp_path / "note").write_text("precious")
     assert "is a file" in run(*common, "-o", tmp_path / "note").output
     (tmp_path / "frames").mkdir()

@@ -216,15 +216,15 @@ def test_the_mask_embedding_learns():
 def test_interpolation_chains_to_four_times_the_frame_rate(models):
     model = models["interpolation"]
     clip = torch.cat([image(i) for i in range(3)])
-    result = Interpolation(model).upsample(clip, fps=7, options=model.options(**QUICK))
+    result = torch.stack(list(Interpolation(model).upsample(clip, fps=7, options=model.options(**QUICK))))
     assert result.shape == (9, 3, 32, 48)
     assert torch.equal(result[::4], clip)  # the given frames stay
     assert not torch.equal(result[1:4], result[5:8])
     recorder = Recorder(model.unet)
-    Interpolation(replace(model, unet=recorder)).upsample(clip, fps=7, options=model.options(**QUICK))
+    list(Interpolation(replace(model, unet=recorder)).upsample(clip, fps=7, options=model.options(**QUICK)))
     assert recorder.calls[0]["vector_ids"][0, 0] == 4 * 7 - 1
-    with pytest.raises(ValueError, match="at least 2"):
-        Interpolation(model).upsample(clip[:1], fps=7)
+    with pytest.raises(ValueError, match="fewer than 2 frames"):
+        list(Interpolation(model).upsample(clip[:1], fps=7))
 
 
 def test_wrong_sizes_name_the_multiple_and_the_nearest_fit(models):
