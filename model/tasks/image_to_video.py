@@ -105,7 +105,7 @@ class ImageToVideo:
     ) -> Tensor:
         model, given = self.model, self.model.description
         options = options or model.options()
-        frames = frames or given.frames
+        frames = given.frames if frames is None else frames
         strength = given.augmentation if augmentation is None else augmentation
         check_frames(frames, given.frames)
         height, width = images.shape[-2:]
@@ -118,7 +118,7 @@ class ImageToVideo:
                 model.image_tokens(images, options),
                 model.encode_images(augment(images, strength, pixel_noise), options),
                 frames,
-                fps=fps or given.fps,
+                fps=given.fps if fps is None else fps,
                 motion_bucket=motion_bucket,
                 augmentation=strength,
                 elevation=elevation,

@@ -70,14 +70,16 @@ class TextToVideo:
         model, given = self.model, self.model.description
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         options = options or model.options()
-        frames, width, height = frames or given.frames, width or given.width, height or given.height
+        frames = given.frames if frames is None else frames
+        width, height = given.width if width is None else width, given.height if height is None else height
+        fps = given.fps if fps is None else fps
         check_frames(frames, given.frames)
         check_size(width, height, model.size_multiple)
         with explain_out_of_memory(options, dtype=model.dtype), torch.no_grad():
-            sides = [conditioning_side(model, prompts, temporal_prompt, fps or given.fps, motion_bucket, options)]
+            sides = [conditioning_side(model, prompts, temporal_prompt, fps, motion_bucket, options)]
             if negative_prompt is not None:
                 away = [negative_prompt] * len(prompts)
-                sides.append(conditioning_side(model, away, temporal_prompt, fps or given.fps, motion_bucket, options))
+                sides.append(conditioning_side(model, away, temporal_prompt, fps, motion_bucket, options))
             latents = model.sample_latents(
                 sides[0],
                 len(prompts),
