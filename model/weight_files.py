@@ -45,7 +45,7 @@ def read_weights(
         if not allow_pickle:
             raise CheckpointError(
                 f"{path}: a pickle can run code when it is opened. Convert it to safetensors, "
-                "or pass allow_pickle=True if you trust its source"
+                "or pass allow_pickle=True (--allow-pickle) if you trust its source"
             )
         pickled = _read_pickle(path)
         return {k.removeprefix(prefix): v.to(device, dtype) for k, v in pickled.items() if k.startswith(prefix)}
@@ -61,9 +61,12 @@ def read_weights(
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        content = torch.load(path, map_location="cpu", weights_only=False)  # the caller vouched for it
+        try:
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            content = torch.load(path, map_location="cpu", weights_only=False)  # the caller vouched for it
+    except Exception as error:  # a pickle runs what it says: it can raise anything
+        raise CheckpointError(f"{path}: not a readable pickle ({error}); download or copy it again") from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}; expected a dictionary of tensors")

@@ -193,6 +193,10 @@ def test_pickles_are_refused_unless_asked_for(tmp_path):
     with pytest.raises(CheckpointError, match="allow_pickle=True"):
         load_unet(file)
     assert same_state(load_unet(file, allow_pickle=True), unet)
+    for junk in (b"", b"junk", file.read_bytes()[:500]):
+        file.write_bytes(junk)
+        with pytest.raises(CheckpointError, match=r"svd\.ckpt: not a readable pickle"):
+            load_unet(file, allow_pickle=True)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no directory", "other model", "no weights", "no sgm keys"])
