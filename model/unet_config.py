@@ -48,6 +48,14 @@ class UNetConfig:
     was Stable Diffusion 2.1); diffusers runs it with 1e-6 in all up blocks and in down blocks with attention."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"UNetConfig.{field.name} is {value!r}; a whole number of at least 1 is needed")
+        for name in ("block_out_channels", "num_attention_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(each, int) and each > 0 for each in value):
+                raise ValueError(f"UNetConfig.{name} is {value!r}; a list of whole numbers of at least 1 is needed")
         levels = len(self.block_out_channels)
         for name in ("down_block_types", "up_block_types", "num_attention_heads"):
             if len(getattr(self, name)) != levels:
@@ -161,7 +169,7 @@ class UNetConfig:
         for key in ("layers_per_block", "cross_attention_dim", "transformer_layers_per_block"):
             value = values.get(key)
             if isinstance(value, tuple):
-                if len(set(value)) > 1:
+                if len(set(value)) != 1:
                     raise ValueError(f"config.json: {key} = {list(value)}; only one value for all levels is supported")
                 values[key] = value[0]
         return cls(**values)

@@ -187,8 +187,8 @@ def _pretrained(kind: Any, folder: Path, stem: str, allow_pickle: bool, **option
             output_loading_info=True,
             **options,
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: {error}") from error
+    except Exception as error:  # theirs to choose: a value of the wrong kind in config.json raises almost anything
+        raise CheckpointError(f"{folder}: config.json and the weights cannot be read ({error})") from error
     surplus = {key for key in report["unexpected_keys"] if not key.endswith("position_ids")}  # a constant of old files
     compare_keys(set(report["missing_keys"]), surplus, str(folder))
     wrong = [
@@ -209,7 +209,10 @@ def _load_autoencoder(folder: Path, dtype: torch.dtype, allow_pickle: bool = Fal
     config = _read_json(folder / "config.json")
     name = config.get("_class_name")
     if name == "HaarAutoencoder":
-        return HaarAutoencoder(int(config["levels"]))
+        levels = config.get("levels")
+        if not isinstance(levels, int):
+            raise ModelDirectoryError(f"{folder / 'config.json'}: levels {levels!r}; a whole number is needed")
+        return HaarAutoencoder(levels)
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
@@ -228,7 +231,7 @@ def _load_image_encoder(directory: Path, dtype: torch.dtype, allow_pickle: bool)
         return None
     processor = directory / "feature_extractor" / "preprocessor_config.json"
     read = _read_json(processor) if processor.is_file() else {}
-    mean, std = tuple(read.get("image_mean", CLIP_MEAN)), tuple(read.get("image_std", CLIP_STD))
+    mean, std = (_three_numbers(read, *of, processor) for of in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
     if (folder / CONFIG_FILE).is_file():
         visual, config = load_tower(folder, "image", dtype)
         return OpenClipImageEncoder(visual, mean, std, config)
@@ -239,6 +242,14 @@ def _load_image_encoder(directory: Path, dtype: torch.dtype, allow_pickle: bool)
 
     encoder = _clip(CLIPVisionModelWithProjection, folder, dtype, allow_pickle)
     return TransformersImageEncoder(encoder, mean, std)
+
+
+def _three_numbers(read: dict[str, Any], key: str, default: tuple[float, ...], source: Path) -> tuple[float, ...]:
+    """A value for each of R, G, B."""
+    value = read.get(key, default)
+    if not (isinstance(value, list | tuple) and len(value) == 3 and all(isinstance(x, int | float) for x in value)):
+        raise ModelDirectoryError(f"{source}: {key} {value!r}; three numbers are needed")
+    return tuple(value)
 
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype, allow_pickle: bool) -> TextEncoder | None:

@@ -239,6 +239,11 @@ def test_another_frame_count_runs_with_a_warning(models):
         assert run(models["image_to_video"], frames=6).shape[1] == 6
     with pytest.raises(ValueError, match="at least 2"):
         run(models["image_to_video"], frames=1)
+    for task in ("image_to_video", "text_to_video", "interpolation"):  # 0 is not "the model's own"
+        with pytest.raises(ValueError, match="frames is 0"):
+            run(models[task], frames=0)
+        with pytest.raises(ValueError, match="fps 0"):
+            run(models[task], fps=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(models["image_to_video"], frames=4)
@@ -392,6 +397,24 @@ def test_broken_directories_are_named(tmp_path, directories):
     (copy / "vae" / "config.json").write_text('{"_class_name": "AutoencoderOobleck"}')
     with pytest.raises(ModelDirectoryError, match="unknown autoencoder 'AutoencoderOobleck'"):
         VideoModel.load(copy)
+    (copy / "vae" / "config.json").write_text('{"_class_name": "HaarAutoencoder", "levels": null}')
+    with pytest.raises(ModelDirectoryError, match=r"vae.config\.json: levels None"):
+        VideoModel.load(copy)
+    shutil.copytree(directories["image_to_video"], copy, dirs_exist_ok=True)
+    for file, change, message in (
+        ("unet/config.json", {"layers_per_block": []}, r"unet.config\.json: config\.json: layers_per_block = \[\]"),
+        (
+            "image_encoder/config.json",
+            {"projection_dim": None},
+            r"image_encoder: config\.json and the weights",
+        ),
+        ("feature_extractor/preprocessor_config.json", {"image_std": [1]}, r"config\.json: image_std \[1\]; three"),
+    ):
+        before = (copy / file).read_text()
+        (copy / file).write_text(json.dumps(json.loads(before) | change))
+        with pytest.raises((ModelDirectoryError, CheckpointError), match=message):
+            VideoModel.load(copy)
+        (copy / file).write_text(before)
 
 
 def test_a_model_for_another_task_is_refused(models):

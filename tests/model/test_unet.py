@@ -255,6 +255,9 @@ def test_latents_of_the_published_network_must_be_multiples_of_8():
         ({"down_block_types": ("DownBlock2D", "DownBlock2D")}, "unknown block 'DownBlock2D'"),
         ({"projection_class_embeddings_input_dim": 100}, "multiple of addition_time_embed_dim"),
         ({"norm_eps": "other"}, "norm_eps"),
+        ({"in_channels": None}, "in_channels is None; a whole number"),
+        ({"addition_time_embed_dim": 0}, "addition_time_embed_dim is 0; a whole number"),
+        ({"num_attention_heads": (0, 0)}, "num_attention_heads is .0, 0.; a list of whole numbers"),
     ],
 )
 def test_an_impossible_size_is_refused(change, message):
