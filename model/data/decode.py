@@ -108,13 +108,14 @@ def _decode(
     size: tuple[int, int],
     crop: np.random.Generator | None,
 ) -> np.ndarray:
+    aspect = float(stream.sample_aspect_ratio or 1)
     needed = {int(p) for p in pts[wanted]}
     taken: dict[int, np.ndarray] = {}
     place: tuple[float, float] = (0.5, 0.5) if crop is None else (float(crop.random()), float(crop.random()))
     container.seek(int(pts[wanted[0]]), stream=stream, backward=True)
     for frame in container.decode(stream):
         if frame.pts in needed:
-            taken[frame.pts] = fit(frame, size, place)
+            taken[frame.pts] = fit(frame, size, place, aspect)
             if len(taken) == len(needed):
                 break
     if len(taken) < len(needed):
@@ -134,12 +135,21 @@ def read_image(data: bytes, size: tuple[int, int], *, crop: np.random.Generator 
     return Frames(fit(frame, size, place)[None], 0.0, 0.0)
 
 
-def fit(frame: av.VideoFrame, size: tuple[int, int], place: tuple[float, float]) -> np.ndarray:
-    """Scale a frame to cover (height, width), crop at `place` (0..1 down, 0..1 right): uint8 (H, W, 3)."""
-    height, width = size
-    scale = max(height / frame.height, width / frame.width)
-    h, w = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+def fit(
+    frame: av.VideoFrame, size: tuple[int, int], place: tuple[float, float], pixel_aspect: float = 1.0
+) -> np.ndarray:
+    """Scale a frame to cover (height, width), crop at `place`, turn as its display matrix says: uint8 (H, W, 3).
+
+    Args:
+        place: 0..1 down and right, in the stored picture.
+        pixel_aspect: width of its pixels over their height.
+    """
+    quarters = round(frame.rotation / 90) % 4  # counter-clockwise
+    height, width = reversed(size) if quarters % 2 else size
+    shown = frame.width * pixel_aspect
+    scale = max(height / frame.height, width / shown)
+    h, w = max(height, round(frame.height * scale)), max(width, round(shown * scale))
     # One thread: by default the scaler starts one per core for every frame, and loader workers are the parallelism.
     picture = frame.reformat(width=w, height=h, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     top, left = int(place[0] * (h - height + 1)), int(place[1] * (w - width + 1))
-    return picture[min(top, h - height) :, min(left, w - width) :][:height, :width]
+    return np.rot90(picture[min(top, h - height) :, min(left, w - width) :][:height, :width], quarters)

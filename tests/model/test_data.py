@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import cv2
 import fsspec
 import numpy as np
 import pytest
@@ -21,6 +24,7 @@ from model.data.order import BatchPlan, EpochOrder, micro_batches
 from model.data.randomness import Purpose, Streams
 from model.data.selection import SampleTable, Wanted, select
 from model.data.shards import DataError, SampleError, ShardError, open_shard, read_member, reindex
+from tests.media import Shot, make_film
 from tests.model.training_shards import clip, encode, make_shards, moving_square, write_shard
 
 
@@ -320,3 +324,21 @@ def test_the_index_that_export_writes_is_enough(one: Path) -> None:
     for name in full.schema.names:
         if not name.endswith("crc32"):
             assert table[name].to_pylist() == full[name].to_pylist(), name
+
+
+@pytest.mark.parametrize(("rotation", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
+def test_clips_are_read_as_they_are_shown(tmp_path: Path, rotation: int, quarters: int) -> None:
+    """Turned by the display matrix, with square pixels: the size that the clip's row and its bucket speak of."""
+    path = tmp_path / "phone.mp4"
+    make_film(path, [Shot("bikes.1", 12)], size=(96, 64), sar=Fraction(4, 3), rotation=rotation, crf=10)
+    size = (64, 128) if rotation in (0, 180) else (128, 64)
+    draws = np.random.default_rng(0)
+    found = read_clip(path.read_bytes(), 1, size, rates_fps=(1, 30), choose=draws, crop=None)
+    with av.open(str(path)) as container:
+        stored = [cv2.resize(f.to_ndarray(format="rgb24"), (128, 64)) for f in container.decode(video=0)]
+    shown = np.stack([np.rot90(picture, quarters) for picture in stored]).astype(int)
+    assert found.pixels.shape == (1, *size, 3)
+    assert np.abs(shown - found.pixels).mean((1, 2, 3)).min() < 5
+    assert np.abs(np.rot90(shown, 2, (1, 2)) - found.pixels).mean((1, 2, 3)).min() > 20, (
+        "upside down is another picture"
+    )
