@@ -25,7 +25,7 @@ import torch
 from safetensors import SafetensorError
 
 from model.checkpoints import load_unet, save_unet
-from model.conditioning.haar import HaarAutoencoder
+from model.conditioning.haar import DETAIL_GAINS, HaarAutoencoder
 from model.conditioning.image import ImageEncoder, OpenClipImageEncoder, TransformersImageEncoder
 from model.conditioning.latents import Autoencoder, KLAutoencoder
 from model.conditioning.open_clip_weights import CONFIG_FILE, load_tower, save_tower
@@ -103,9 +103,9 @@ def _write(model: VideoModel, directory: Path) -> None:
     save_unet(model.unet, directory)
     index["unet"] = ["diffusers", "UNetSpatioTemporalConditionModel"]
     if isinstance(model.autoencoder, HaarAutoencoder):
-        _write_json(
-            directory / "vae" / "config.json", {"_class_name": "HaarAutoencoder", "levels": model.autoencoder.levels}
-        )
+        levels = model.autoencoder.levels
+        stored = {"_class_name": "HaarAutoencoder", "levels": levels, "detail_gains": DETAIL_GAINS[:levels]}
+        _write_json(directory / "vae" / "config.json", stored)
         index["vae"] = ["clipmill", "HaarAutoencoder"]
     elif isinstance(model.autoencoder, KLAutoencoder):
         model.autoencoder.model.save_pretrained(directory / "vae")
@@ -212,6 +212,11 @@ def _load_autoencoder(folder: Path, dtype: torch.dtype, allow_pickle: bool = Fal
         levels = config.get("levels")
         if not isinstance(levels, int):
             raise ModelDirectoryError(f"{folder / 'config.json'}: levels {levels!r}; a whole number is needed")
+        if config.get("detail_gains") != list(DETAIL_GAINS[:levels]):
+            raise ModelDirectoryError(
+                f"{folder / 'config.json'}: detail_gains {config.get('detail_gains')}; they are "
+                f"{list(DETAIL_GAINS[:levels])} in this version of Clipmill: train, or `clipmill sample init`, again"
+            )
         return HaarAutoencoder(levels)
     from curation.compat import ensure_torchvision
 

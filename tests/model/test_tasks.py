@@ -344,8 +344,9 @@ def test_a_learned_c_in_travels_with_the_model(tmp_path, kind):
     model.description = replace(model.description, input_scale=kind, width=48, height=32)
     model.save(tmp_path / "m")
     loaded = VideoModel.load(tmp_path / "m")
-    assert torch.equal(run(loaded), run(model))
-    assert not torch.equal(run(loaded), run(replace(model, input_scale=None)))
+    # Close, not equal: with more than one thread, rounding follows where a file's weights come to lie in memory.
+    torch.testing.assert_close(run(loaded), run(model), rtol=0, atol=1e-4)
+    assert (run(loaded) - run(replace(model, input_scale=None))).abs().max() > 1e-2
     index = json.loads((tmp_path / "m" / "model_index.json").read_text())
     assert index["_class_name"] != "StableVideoDiffusionPipeline"  # diffusers would compute something else
 
@@ -399,6 +400,9 @@ def test_broken_directories_are_named(tmp_path, directories):
         VideoModel.load(copy)
     (copy / "vae" / "config.json").write_text('{"_class_name": "HaarAutoencoder", "levels": null}')
     with pytest.raises(ModelDirectoryError, match=r"vae.config\.json: levels None"):
+        VideoModel.load(copy)
+    (copy / "vae" / "config.json").write_text('{"_class_name": "HaarAutoencoder", "levels": 2}')
+    with pytest.raises(ModelDirectoryError, match=r"detail_gains None; they are \[4.0, 2.0\] in this version"):
         VideoModel.load(copy)
     shutil.copytree(directories["image_to_video"], copy, dirs_exist_ok=True)
     for file, change, message in (
