@@ -45,6 +45,7 @@ from model.training.validation import psnr
 from tests.model.training_shards import encode, write_shard
 
 HEIGHT, WIDTH, FRAMES = 24, 32, 4
+NOISE = {"p_mean": 0.0, "p_std": 1.4}  # small pictures need less noise than those of 320x576 to be lost in it
 SHEET_SCALE = 4  # pictures are this much larger on the sheet
 HEAD = """
 output: {output}
@@ -126,8 +127,7 @@ def sample(model: VideoModel, image: Tensor, *, fps: float, bucket: float, seed:
 
 def overfit(folder: Path, shards: str, steps: int) -> dict[str, float]:
     """Ten clips, again and again; then each is sampled from its first frame."""
-    stage = {"preset": "image-to-video-320", "name": "overfit", "steps": steps, "fps": [5, 6.3]}
-    stage |= {"p_mean": 0.0, "p_std": 1.4}  # small pictures need less noise than those of 320x576 to be lost in it
+    stage = {"preset": "image-to-video-320", "name": "overfit", "steps": steps, "fps": [5, 6.3]} | NOISE
     clips = some_clips(shards, folder / "clips", 10)
     made = config(folder / "run", clips, stage)
     precompute(made, None, str(folder / "latents"))  # five frames of each clip, fixed, as latents
@@ -233,8 +233,8 @@ def pan(folder: Path, shards: str, steps: int) -> dict[str, float]:
     every, _ = moves_shard(folder / "every", films, list(MOVES), 200)
     right, labels = moves_shard(folder / "right", films, ["right"], 60)
     stage = {"name": "base", "steps": steps, "fps": [5, 7]}
-    base = run(config(folder / "base", every, {"preset": "image-to-video-320"} | stage))
-    lora = {"preset": "camera-horizontal", "name": "lora", "steps": steps // 3, "learning_rate": 3e-3, "fps": [5, 7]}
+    base = run(config(folder / "base", every, {"preset": "image-to-video-320"} | stage | NOISE))
+    lora = {"preset": "camera-horizontal", "name": "lora", "steps": steps // 4, "learning_rate": 5e-3, "fps": [5, 7]}
     lora |= {"lora": {"rank": 16, "alpha": 16.0}}
     started = config(folder / "lora", right, lora)
     started = replace(started, model=replace(started.model, start=str(base), autoencoder="from start"))
@@ -264,7 +264,7 @@ def pan(folder: Path, shards: str, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    experiments = {"overfit": (overfit, 1500), "image-start": (image_start, 200), "pan": (pan, 600)}
+    experiments = {"overfit": (overfit, 1500), "image-start": (image_start, 200), "pan": (pan, 1600)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=experiments)
     parser.add_argument("--shards", default="demo-out/shards/default")
