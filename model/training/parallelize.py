@@ -5,6 +5,7 @@ Order matters: checkpointing first (inside the block), then compilation of the b
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -107,6 +108,8 @@ def parallelize(
     # Inputs are cast by the network itself, which keeps c_noise and the scalar conditions in float32.
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     reshard = compute.reshard_after_forward and mesh.size(mesh.ndim - 1) > 1  # alone there is nothing to give back
+    # True of the network's output, and harmless: nothing changes it in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     shard = partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
     for unit in network.fsdp_units():
         shard(list(unit) if len(unit) > 1 else unit[0])
