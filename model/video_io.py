@@ -97,7 +97,7 @@ def probe_film(path: str | Path, *, max_frames: int | None = None) -> Film:
 def film_frames(
     path: str | Path, *, size: tuple[int, int] | None = None, max_frames: int | None = None
 ) -> Iterator[Tensor]:
-    """A film's first frames one by one, each (3, H, W) on [-1, 1], turned as its display matrix says.
+    """A film's first frames one by one, each (3, H, W) on [-1, 1], as they are shown: square pixels, upright.
 
     Args:
         size: (width, height), covered and cropped as in read_image.
@@ -106,8 +106,11 @@ def film_frames(
         VideoFileError: missing, or no video stream that can be decoded.
     """
     with _opened(path) as container:
+        aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
         for frame in itertools.islice(container.decode(video=0), max_frames):
             image = frame.to_image()
+            if aspect != 1:
+                image = image.resize((round(image.width * aspect), image.height), Image.Resampling.LANCZOS)
             if frame.rotation:
                 image = image.rotate(frame.rotation, expand=True)
             if size is not None:

@@ -5,6 +5,7 @@ CLIPTextModel in SD 2.1's diffusers layout, whose 23 layers already leave the la
 (open_clip's; it comes with the package and pads with 0, as SD 2.1's does).
 """
 
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
@@ -28,6 +29,15 @@ def tokenize(prompts: Sequence[str], context_length: int = 77) -> Tensor:
     """CLIP's byte-pair tokens, (N, context_length) int64; longer prompts are cut."""
     tokens: Tensor = _tokenizer(context_length)(list(prompts))
     return tokens
+
+
+def warn_of_cut_prompts(prompts: Sequence[str], context_length: int = 77) -> None:
+    """A UserWarning for each prompt that is too long for `tokenize`, with the words that are not read."""
+    tokenizer = _tokenizer(context_length)
+    for prompt in prompts:
+        cut = tokenizer.encode(prompt)[context_length - 2 :]  # two mark the start and the end
+        if cut:
+            warnings.warn(f"the prompt is too long: not read is {tokenizer.decode(cut).strip()!r}", stacklevel=3)
 
 
 @lru_cache

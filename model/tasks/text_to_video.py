@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.conditioning.conditioning import Conditioning
+from model.conditioning.text import warn_of_cut_prompts
 from model.conditioning.vector import Scalars, vector_ids
 from model.tasks.sampling import (
     Progress,
@@ -75,6 +76,7 @@ class TextToVideo:
         fps = given.fps if fps is None else fps
         check_frames(frames, given.frames)
         check_size(width, height, model.size_multiple)
+        warn_of_cut_prompts([*prompts, temporal_prompt or "", negative_prompt or ""])
         with explain_out_of_memory(options, dtype=model.dtype), torch.no_grad():
             sides = [conditioning_side(model, prompts, temporal_prompt, fps, motion_bucket, options)]
             if negative_prompt is not None:

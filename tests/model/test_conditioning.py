@@ -1,6 +1,7 @@
 """Encoders, latents, scalars and the motion map: the published conventions, one claim each."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from model.conditioning.latents import KLAutoencoder, decode_video, encode_condi
 from model.conditioning.motion import DEFAULT, MotionBuckets
 from model.conditioning.open_clip_weights import EncoderError, load_tower, open_clip_model, save_tower
 from model.conditioning.resize import clip_pixels, resize_antialiased
-from model.conditioning.text import OpenClipTextEncoder, TransformersTextEncoder, tokenize
+from model.conditioning.text import OpenClipTextEncoder, TransformersTextEncoder, tokenize, warn_of_cut_prompts
 from model.conditioning.vector import vector_ids
 
 ensure_torchvision()
@@ -109,6 +110,14 @@ def test_preprocessing_normalises_as_clip():
     # Antialiased: fine stripes become grey instead of aliasing into waves.
     stripes = torch.tensor([1.0, -1.0]).repeat(448)[None, None, None].expand(1, 3, 896, 896)
     assert clip_pixels(stripes)[..., 5:-5].std((-1, -2)).max() < 0.02
+
+
+def test_a_prompt_that_is_cut_says_what_is_not_read():
+    with pytest.warns(UserWarning, match=r"too long: not read is 'w w the end'"):
+        warn_of_cut_prompts(["a dog", "w " * 77 + "the end"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_cut_prompts(["a dog", "", "w " * 75])
 
 
 def open_clip(seed: int = 0):

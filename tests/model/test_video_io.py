@@ -2,6 +2,7 @@
 
 import io
 import itertools
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from model.video_io import VideoFileError, film_frames, probe_film, read_image, to_bytes, write_video
+from tests.media import Shot, make_film
 
 
 def test_transparent_parts_are_black_whatever_lies_below_them(tmp_path):
@@ -85,6 +87,11 @@ def test_films_are_turned_as_players_turn_them(tmp_path, rotation, corner):
     assert tuple(frame.shape) == ((3, 32, 48) if rotation == 180 else (3, 48, 32))
     bright = [(y, x) for y, x in itertools.product((0, -1), repeat=2) if frame[0, y, x] > 0.5]
     assert bright == [corner]
+
+
+def test_pixels_that_are_not_square_are_made_square(tmp_path):
+    make_film(tmp_path / "a.mp4", [Shot("bikes.1", 2)], size=(96, 64), sar=Fraction(4, 3))
+    assert tuple(next(film_frames(tmp_path / "a.mp4")).shape) == (3, 64, 128)
 
 
 def test_films_that_cannot_be_read_are_named(tmp_path):
