@@ -192,11 +192,12 @@ def moved(picture: np.ndarray, move: str, top: int, left: int) -> np.ndarray:
 
 
 def pictures(shards: str) -> list[np.ndarray]:
-    """First frames of the demo's clips, 64 px high."""
+    """First frames of the demo's clips, 64 px high, and smooth: a network this small learns to move them in minutes."""
     found = []
     for _, media, _ in members(shards):
         with av.open(io.BytesIO(media)) as container:
-            found.append(fit(next(container.decode(video=0)), (64, 96), (0.5, 0.5)))
+            small = fit(next(container.decode(video=0)), (24, 36), (0.5, 0.5))
+            found.append(cv2.resize(small, (96, 64), interpolation=cv2.INTER_CUBIC))
     return found
 
 
