@@ -97,6 +97,8 @@ def names(dataset: Dataset) -> list[str]:
 def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
     """decisions/NAME.yaml. Raises DatasetError, naming the decisions there are or what is wrong with this one."""
     if not dataset.storage.exists(f"decisions/{check_name(name)}.yaml"):
+        if not dataset.storage.exists():
+            raise DatasetError(f"{dataset} does not exist")
         there = ", ".join(names(dataset)) or "none yet; make one with `clipmill decide`"
         raise DatasetError(f"{dataset} has no decision called {name!r}; there are: {there}")
     try:

@@ -173,6 +173,8 @@ def test_wrong_rules_are_one_line_and_exit_code_2(root: Path, tmp_path: Path, te
         (["export", "{root}", "--decision", "nope"], "has no decision called 'nope'"),
         (["report", "{root}", "--decision", "nope"], "has no decision called 'nope'"),
         (["diff", "{root}", "nope", "nada"], "has no decision called 'nope'"),
+        (["diff", "{root}/elsewhere", "nope", "nada"], "elsewhere does not exist"),
+        (["export", "{root}/elsewhere"], "elsewhere does not exist"),
         (["ablate", "{root}", "--axis", "aesthetic"], "has the score 'aesthetic'; axes of this dataset: motion, text"),
     ],
 )
