@@ -12,6 +12,7 @@ from curation.score_columns import Ranked, over_blocks
 from curation.score_table import QUANTILES, TOP, ScoreTable, high_column, low_column
 
 BINS = 48
+FEW, FAR = 200, 10  # see `histogram`
 CORRELATED = 200_000  # clips that correlations are worked out on; evenly spaced ones where there are more
 
 
@@ -102,10 +103,13 @@ def _counts(
 def histogram(scores: ScoreTable, column: str, marks: Marked, bound: Bound | None) -> dict[str, Any]:
     """Counts in BINS equal bins from the smallest value to the 99.5th percentile, stretched to contain the bounds.
 
-    The last bin also holds whatever lies above it: `beyond` says how many clips those are.
+    The last bin also holds whatever lies above it: `beyond` says how many clips those are. Of fewer than FEW clips one
+    is half a percent already: there the axis ends at the highest value, unless that lies FAR times as far out.
     """
     values = scores.ranked(column)
     low, high = values.quantile(0.0), values.quantile(TOP)
+    if scores.clips < FEW and values.quantile(1.0) - low <= FAR * (high - low):
+        high = values.quantile(1.0)
     if bound is not None:
         low = min([low, *(b for b in (bound.low, bound.high) if b is not None)])
         high = max([high, *(b for b in (bound.low, bound.high) if b is not None)])

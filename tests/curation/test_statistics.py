@@ -99,6 +99,26 @@ def test_the_joint_matrix_counts_clips_that_both_drop(found: dict[str, Any], row
     assert matrix[i, i] == sum("text_area above" in row["reasons"] for row in rows)
 
 
+@pytest.mark.parametrize(("highest", "end"), [(2.0, 2.0), (900.0, 1.4)])
+def test_among_few_clips_the_axis_reaches_the_highest_unless_it_lies_far_out(
+    tmp_path: Path, highest: float, end: float
+) -> None:
+    def change(i: int, row: dict[str, Any]) -> None:
+        row["motion_coarse"], row["motion_coarse_error"] = (highest if i == 15 else i / 10), None
+
+    root = make_dataset(tmp_path / "few", clips=16, media=False, change=change)
+    table = ScoreTable([str(path) for path in (root / "clips").iterdir()])
+    open_sources(table.con, [str(path) for path in (root / "sources").iterdir()])
+    try:
+        axis = statistics(table, [])["scores"]["motion.coarse"]["histogram"]
+    finally:
+        table.con.close()
+        del table.con
+    assert axis["high"] == pytest.approx(end)
+    assert axis["beyond"] == (highest > end)
+    assert sum(axis["clips"]) == 16
+
+
 def test_histograms_hold_every_scored_clip_once_and_kept_clips_apart(
     found: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
