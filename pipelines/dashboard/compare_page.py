@@ -23,6 +23,9 @@ class ComparePage:
             there = f"only {names[0]!r}" if names else "none"
             notice(f"Comparing takes two saved decisions; this dataset has {there}. Save another on the page Decide.")
             return
+        for name in (first, second):
+            if name and name not in names:
+                notice(f"This dataset has no decision called {name}; there are: {', '.join(names)}.", bad=True)
         first = first or ("default" if "default" in names else names[0])
         second = second or next(name for name in names if name != first)
         with ui.element("div").classes("top"):

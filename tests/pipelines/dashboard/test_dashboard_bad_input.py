@@ -67,6 +67,7 @@ def test_a_broken_decision_is_said_in_a_sentence(page: Page, server: str, root: 
         page.goto(f"{server}/d/films/compare?first=default&second=broken")
         expect(page.locator(".notice")).to_contain_text("decisions/broken.yaml is not a decision of this version")
         page.goto(f"{server}/d/films/compare?first=default&second=lost")
+        expect(page.locator(".notice")).to_contain_text("This dataset has no decision called lost; there are: ")
         (root / "decisions/lost.yaml").write_text("rules: {}\n")
         page.reload()
         expect(page.locator(".notice")).to_contain_text("decisions/lost.parquet is missing: decide 'lost' again")

@@ -127,6 +127,9 @@ def test_every_page_fits_the_screen_in_light_and_dark(browser: Browser, server: 
         expect(page.locator("section.panel").first).to_be_visible()
         page.wait_for_timeout(500)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+        ends = page.locator(".top nav a").evaluate_all("all => all.map(each => each.getBoundingClientRect().right)")
+        assert len(ends) == 6
+        assert max(ends) <= width  # no page is out of sight
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
         assert (brightness < 60) == (scheme == "dark"), path
