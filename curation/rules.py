@@ -24,6 +24,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from curation import schema
+from curation.camera import LABELS
 
 Frames = Literal["any", "all", "mean"]
 OnError = Literal["drop", "keep"]
@@ -109,6 +110,9 @@ def _labels(value: Any, where: str) -> tuple[str, ...]:
         raise RulesError(f"{where}: {value!r} is not a list of labels; write e.g. [static, horizontal]")
     if not value:
         raise RulesError(f"{where}: the list of labels is empty")
+    for label in value:
+        if label not in LABELS:
+            raise RulesError(f"{where}: there is no label {label!r}; there are {', '.join(LABELS)}")
     return tuple(value)
 
 

@@ -200,6 +200,10 @@ def test_a_score_that_no_clip_was_measured_for_is_refused() -> None:
         ({"motion.coarse": 0.5}, "expected a mapping"),
         ({"camera": {"min": 1}}, "'min' does not fit a score that is a label; use in, not_in"),
         ({"camera": {"in": "static"}}, "is not a list of labels"),
+        (
+            {"camera": {"not_in": ["complex", "statik"]}},
+            "camera.not_in: there is no label 'statik'; there are",
+        ),
         ({"text_area": {"max": 1, "frames": "some"}}, "write one of any, all, mean"),
         ({"rules": {}, "on_error": "skip"}, "write drop or keep"),
         ({"rules": {}, "name": "x"}, "unknown key 'name' beside `rules`"),

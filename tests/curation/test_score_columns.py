@@ -37,12 +37,12 @@ def rows_of(values: Sequence[tuple[Any, Any, Any, Any]]) -> pa.Table:
 
 
 def test_only_finite_numbers_are_values_whatever_file_they_come_from(tmp_path: Path) -> None:
-    first = rows_of([(0.5, "zoom", [0.1, 0.3], None), (NAN, "pan", [0.2], None), ("failed", None, [], None)])
+    first = rows_of([(0.5, "zooming", [0.1, 0.3], None), (NAN, "horizontal", [0.2], None), ("failed", None, [], None)])
     second = rows_of(
         [
-            (INF, "still", [0.1, None], "black"),
-            (None, "pan", [0.3, NAN, 0.1], None),
-            (-1.0, "zoom", [0.7, 0.1, 0.4], None),
+            (INF, "static", [0.1, None], "black"),
+            (None, "horizontal", [0.3, NAN, 0.1], None),
+            (-1.0, "zooming", [0.7, 0.1, 0.4], None),
         ]
     )
     for number, table in enumerate((first, second)):
@@ -56,7 +56,7 @@ def test_only_finite_numbers_are_values_whatever_file_they_come_from(tmp_path: P
     np.testing.assert_array_equal(columns.values["text_area|high"], np.float32([0.3, 0.2, NAN, NAN, NAN, 0.7]))
     np.testing.assert_array_almost_equal(columns.values["text_area|mean"], np.float32([0.2, 0.2, NAN, NAN, NAN, 0.4]))
     assert [["", *columns.labels["camera"]][code] for code in columns.values["camera"]] == [
-        "zoom", "pan", "", "still", "pan", "zoom",
+        "zooming", "horizontal", "", "static", "horizontal", "zooming",
     ]  # fmt: skip
     assert columns.gates == ["black"]
     assert columns.gate.tolist() == [0, 0, 0, 1, 0, 0]
@@ -91,7 +91,7 @@ def many() -> ScoreTable:
     n = 4 * ROWS + 12_345
     motion = np.round(rng.gamma(1.2, 0.4, n), 2).astype(np.float32)  # many equal values
     none = rng.random(n) < 0.1
-    camera = np.array(["still", "pan", "zoom"])[rng.integers(0, 3, n)]
+    camera = np.array(["static", "horizontal", "zooming"])[rng.integers(0, 3, n)]
     columns = {
         "clip_id": pa.array(np.char.zfill(rng.permutation(n).astype(str), 32)),
         "source_id": pa.array((np.arange(n) // 7).astype(str)),
@@ -105,11 +105,10 @@ def many() -> ScoreTable:
 
 
 def test_counts_over_many_blocks_are_what_duckdb_says(many: ScoreTable) -> None:
-    rules = parse_rules({"motion.coarse": {"drop_lowest": "25%", "max": 1.5}, "camera": {"not_in": ["pan"]}})
+    rules = parse_rules({"motion.coarse": {"drop_lowest": "25%", "max": 1.5}, "camera": {"not_in": ["horizontal"]}})
     bounds = resolve(many, rules)
-    condition = (
-        f"gate IS NULL AND motion_coarse >= {bounds[0].low}::FLOAT AND motion_coarse <= 1.5::FLOAT AND camera != 'pan'"
-    )
+    motion = f"motion_coarse >= {bounds[0].low}::FLOAT AND motion_coarse <= 1.5::FLOAT"
+    condition = f"gate IS NULL AND {motion} AND camera != 'horizontal'"
     clips, seconds = many.con.execute(f"SELECT count(*), sum(duration_s) FROM clips WHERE {condition}").fetchall()[0]
     kept = outcome(many, bounds).kept
     assert kept[0] == clips
@@ -127,7 +126,7 @@ def test_counts_over_many_blocks_are_what_duckdb_says(many: ScoreTable) -> None:
 def test_more_reasons_than_a_table_has_bits_give_the_same_counts(
     many: ScoreTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bounds = resolve(many, parse_rules({"motion.coarse": {"min": 0.2, "max": 1.0}, "camera": {"in": ["still"]}}))
+    bounds = resolve(many, parse_rules({"motion.coarse": {"min": 0.2, "max": 1.0}, "camera": {"in": ["static"]}}))
     dense = outcome(many, bounds)
     monkeypatch.setattr("curation.decisions._DENSE_BITS", 0)
     grouped = outcome(many, bounds)
