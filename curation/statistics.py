@@ -20,6 +20,7 @@ from curation import schema
 from curation.caption_words import caption_columns, captions, origins
 from curation.decisions import Marked, Outcome, marked, outcome_of
 from curation.distributions import correlations, score_summary
+from curation.other_columns import other_columns
 from curation.reasons import Bound
 from curation.score_table import (
     SchemaError,
@@ -92,6 +93,7 @@ def statistics(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
             "cost": scores.once("cost", lambda: cost(scores.con)),
             "captions": scores.once("captions", lambda: captions(scores.con, caption_columns(), files=scores.files)),
             "caption_origins": scores.once("caption_origins", lambda: origins(scores.con, caption_columns())),
+            "other": scores.once("other", lambda: other_columns(scores)),
         }
 
 

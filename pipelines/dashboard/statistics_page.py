@@ -54,6 +54,7 @@ def show_statistics(dataset: OpenDataset, told: Told, view: View) -> None:
         html(section("clips_per_source", found))
         for piece in (
             section("quantiles", cards),
+            section("other", found, dataset.scores.clips),
             section("correlations", found, dataset.scores.clips),
             section("captions", found),
             section("cost", found),
