@@ -75,13 +75,11 @@ def _peer(info: VideoInfo, planned: Plan, folder: Path) -> None:
 def _row(label: str, info: VideoInfo, planned: Plan, cost: Cost, peer: Cost, copied_s: float, size: int) -> str:
     losses = (planned.lost_transition_s, planned.lost_short_s, planned.lost_keyframe_s)
     usable_s = planned.seconds_in - planned.lost_transition_s - planned.lost_short_s
-    kept_s = usable_s - planned.lost_keyframe_s
+    kept_s = float(planned.kept_pts * info.time_base)
     shares = " ".join(f"{each:>7.2f}" for each in (kept_s, *losses))
     usable = 100 * kept_s / usable_s if usable_s else 0.0
-    return (
-        f"  {label:<14} {shares} {usable:>6.1f}% {copied_s:>7.2f} {cost.cpu_s:>7.2f} "
-        f"{info.duration_s / cost.cpu_s:>7.1f}x {peer.cpu_s / cost.cpu_s:>7.1f}x {size / 1e6:>7.2f}"
-    )
+    speed = f"{info.duration_s / cost.cpu_s:>7.1f}x {peer.cpu_s / cost.cpu_s:>7.1f}x" if kept_s else f"{'':>17}"
+    return f"  {label:<14} {shares} {usable:>6.1f}% {copied_s:>7.2f} {cost.cpu_s:>7.2f} {speed} {size / 1e6:>7.2f}"
 
 
 def yields_and_speed(folder: Path, seconds: int) -> None:

@@ -1,30 +1,20 @@
-"""What the models cost: CPU seconds a clip of every offline model, or clips a second of every model at its real size
-on a GPU.
+"""What the models of the offline profile cost: CPU seconds a clip of each, with packaged weights, on one core.
 
-    python -m tests.benchmarks.model_stages                  # offline profile, packaged weights, one core
-    python -m tests.benchmarks.model_stages --device cuda    # published architectures, random weights, bf16 and fp32
+    python -m tests.benchmarks.model_stages
 
-Random weights cost what trained ones cost; nothing that they say is kept. The GPU run prints clips a second from
-decoded frames, peak memory, the largest difference between bf16 and fp32, and the share of the stage's time that goes
-into the model when each clip is decoded by one core for it. It has not been run on the machine where this was written,
-which has no GPU.
+Models at their published sizes on a GPU: `device_models.py`.
 """
 
 import argparse
 import importlib.metadata
-import io
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import torch
 
-from curation.clip_frames import sample_clip
-from curation.compat import ensure_torchvision
 from curation.flaws import find_flaws
 from curation.motion import CoarseMotion
 from curation.source import KEY_SHORT_SIDE_PX, SMALL_SHORT_SIDE_PX
@@ -58,25 +48,6 @@ def fitted(frame: np.ndarray, short_side_px: int) -> np.ndarray:
     scale = min(1.0, short_side_px / min(frame.shape[:2]))
     size = round(frame.shape[1] * scale), round(frame.shape[0] * scale)
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-
-
-def clips() -> list[bytes]:
-    """Six clips of four seconds."""
-    made = []
-    for shot in shots():
-        buffer = io.BytesIO()
-        with av.open(buffer, "w", format="mp4") as out:
-            stream = out.add_stream("libx264", rate=RATE_FPS, options={"preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = shot[0].shape[1], shot[0].shape[0], "yuv420p"
-            for k in range(4 * RATE_FPS):
-                out.mux(stream.encode(av.VideoFrame.from_ndarray(at(shot, k / RATE_FPS), format="rgb24")))
-            out.mux(stream.encode())
-        made.append(buffer.getvalue())
-    return made * 2
-
-
-def key_frames(frames: np.ndarray) -> list[np.ndarray]:
-    return [frames[0], frames[len(frames) // 2], frames[-1]]
 
 
 def offline() -> None:
@@ -126,108 +97,6 @@ def offline() -> None:
     print(f"models without text and captions: {1 / models_s:.2f} clips per second and core")
 
 
-def on_device(device: str) -> None:
-    ensure_torchvision()
-    import open_clip
-    from torchvision.models.optical_flow import raft_large, raft_small
-
-    from curation.captions import CocaCaptioner
-    from curation.clip import ClipSimilarity
-    from curation.farneback_torch import FarnebackTorchMotion
-    from curation.raft import RaftMotion
-    from curation.rife import RifeMotion
-
-    data = clips() * 8
-    started = time.process_time()
-    large = [sample_clip(d, 2.0, 450) for d in data]
-    decode_s = (time.process_time() - started) / len(data)
-    frames = [frame for each in large for frame in key_frames(each[0])]
-    with tempfile.TemporaryDirectory() as folder:
-        at = Path(folder)
-        torch.save(raft_large(weights=None).state_dict(), at / "large.pth")
-        torch.save(raft_small(weights=None).state_dict(), at / "small.pth")
-        for name in ("ViT-L-14-quickgelu", "coca_ViT-L-14"):
-            model = open_clip.create_model(name, load_weights=False, pretrained_text=False)
-            torch.save(model.state_dict(), at / f"{name}.pt")
-            del model
-        rows: list[tuple[str, Callable[[], tuple[object, Callable[[], object]]]]] = [
-            ("farneback_torch", lambda: _motion(FarnebackTorchMotion(device=device), large)),
-            ("rife", lambda: _motion(RifeMotion(device=device, batch=64), large)),
-            ("raft_small", lambda: _motion(RaftMotion(weights=[at / "small.pth"], size="small", device=device), large)),
-            ("raft_large", lambda: _motion(RaftMotion(weights=[at / "large.pth"], size="large", device=device), large)),
-            (
-                "clip ViT-L/14",
-                lambda: _images(ClipSimilarity(weights=[at / "ViT-L-14-quickgelu.pt"], device=device), frames),
-            ),
-            (
-                "coca ViT-L/14",
-                lambda: _captions(CocaCaptioner(weights=[at / "coca_ViT-L-14.pt"], device=device), frames[1::3]),
-            ),
-        ]
-        print(f"decoding a clip of 4 s at 2 fps and 450 px takes {decode_s:.3f} s of one core")
-        print(
-            f"{'model':18s} {'clips/s bf16':>12s} {'fp32':>8s} {'GB':>6s} {'max difference':>14s} {'model share':>12s}"
-        )
-        for name, make in rows:
-            _, run = make()
-            run()
-            torch.cuda.reset_peak_memory_stats()
-            quick, first = _wall(run)
-            memory = torch.cuda.max_memory_allocated() / 1e9
-            with torch.autocast(device, enabled=False), _no_autocast():
-                slow, second = _wall(run)
-            difference = (
-                float(np.abs(np.asarray(first) - np.asarray(second)).max()) if first is not None else float("nan")
-            )
-            # Models of key frames are sent these and decode nothing.
-            share = quick / (quick + len(data) * decode_s) if name.startswith("raft") else 1.0
-            print(
-                f"{name:18s} {len(data) / quick:12.1f} {len(data) / slow:8.1f} {memory:6.2f} {difference:14.4f} "
-                f"{share:12.0%}"
-            )
-
-
-class _no_autocast:  # noqa: N801
-    """Turns every autocast inside off: the fp32 run of a model that chooses bf16 itself."""
-
-    def __enter__(self) -> None:
-        self._enter = torch.autocast.__init__
-        plain = self._enter
-
-        def off(this: torch.autocast, *args: object, **kwargs: object) -> None:
-            plain(this, *args, **{**kwargs, "enabled": False})  # type: ignore[arg-type]
-
-        torch.autocast.__init__ = off  # type: ignore[method-assign]
-
-    def __exit__(self, *_: object) -> None:
-        torch.autocast.__init__ = self._enter  # type: ignore[method-assign]
-
-
-def _motion(model: object, clips_in: list) -> tuple[object, Callable[[], object]]:
-    return model, lambda: [result.score for result in model.score_many(clips_in)]  # type: ignore[attr-defined]
-
-
-def _images(model: object, frames: list) -> tuple[object, Callable[[], object]]:
-    return model, lambda: model.embed_images(frames)  # type: ignore[attr-defined]
-
-
-def _captions(model: object, frames: list) -> tuple[object, Callable[[], object]]:
-    def run() -> None:
-        model.caption(frames)  # type: ignore[attr-defined]
-
-    return model, run
-
-
-def _wall(run: Callable[[], object]) -> tuple[float, object]:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    result = run()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started, result
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cpu")
-    chosen = parser.parse_args().device
-    offline() if chosen == "cpu" else on_device(chosen)
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    offline()
