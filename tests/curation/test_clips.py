@@ -1,5 +1,6 @@
 """Clips of every kind of film, in every mode, proven by FFmpeg's own decoder against the film's frames."""
 
+import dataclasses
 import io
 import itertools
 import subprocess
@@ -21,6 +22,16 @@ from tests.media import Join, Labels, Shot, film, make_film
 SHOTS = [Shot("bikes.1", 40), Shot("bunny", 45, start=20), Shot("bikes.3", 35)]
 JOINS = [Join("hard"), Join("dissolve", 6)]
 SIZE = (130, 74)  # neither a multiple of 16 nor 4:3
+
+
+def _ten_bit_vp9(path: Path) -> Labels:
+    """By ffmpeg's own encoder: the one that PyAV carries knows 8 bits alone, so nothing of this film can be spliced."""
+    made = make_film(path.with_suffix(".mp4"), SHOTS, JOINS, size=SIZE, gop=25, ten_bit=True)
+    options = "-c:v libvpx-vp9 -pix_fmt yuv420p10le -deadline realtime -cpu-used 8 -g 25 -crf 31 -b:v 0"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(made.path), *options.split(), str(path)]
+    subprocess.run(command, check=True)
+    return dataclasses.replace(made, path=path)
+
 
 FILMS: dict[str, Callable[[Path], Labels]] = {
     "h264.mp4": lambda path: make_film(path, SHOTS, JOINS, size=SIZE, gop=25, audio_s=4.6),
@@ -44,12 +55,15 @@ FILMS: dict[str, Callable[[Path], Labels]] = {
     ),
     "hevc.ts": lambda path: make_film(path, SHOTS, JOINS, codec="libx265", size=SIZE, gop=20, open_gop=True),
     "vp9.webm": lambda path: make_film(path, SHOTS, JOINS, codec="libvpx-vp9", size=SIZE, gop=25, audio_s=4.6),
+    "vp9_10_bit.webm": _ten_bit_vp9,
     "av1.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="libsvtav1", size=SIZE, gop=25),
+    "av1_10_bit.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="libsvtav1", size=SIZE, gop=25, ten_bit=True),
     "mpeg4.mp4": lambda path: make_film(path, SHOTS, JOINS, codec="mpeg4", size=SIZE, gop=25, bframes=2),
     "mpeg4.avi": lambda path: make_film(path, SHOTS, JOINS, codec="mpeg4", size=SIZE, gop=25, bframes=2),
 }
 # Where at least this share of the clips' seconds must be copied in smart mode: the dissolve lies inside a GOP.
 COPIED_SHARE = {"h264_open.mp4": 0.0, "h264_one_key.mp4": 0.3, "av1.mp4": 0.3, "mpeg4.mp4": 0.0, "mpeg4.avi": 0.0}
+COPIED_SHARE |= {"vp9_10_bit.webm": 0.0, "av1_10_bit.mp4": 0.3}
 
 
 Made = Callable[[str], tuple[VideoInfo, list[Cut]]]
