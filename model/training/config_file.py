@@ -172,7 +172,7 @@ def template(presets: Sequence[str], *, tiny: bool) -> str:
     ]
     known = {"shards": ["demo-out/shards/default"]} if tiny else {"shards": ["dataset/shards/NAME"]}
     lines += _section("data", known)
-    model = {"size": "tiny", "autoencoder": "haar", "text_encoder": "untrained", "image_encoder": "untrained"}
+    model = {"size": "tiny", "autoencoder": "haar-1", "text_encoder": "untrained", "image_encoder": "untrained"}
     lines += _section("model", model if tiny else {"start": "path/to/stable-diffusion-2-1-base"})
     # Micro-batches of 2, so that two ranks can share a batch of 4.
     compute = {"precision": "fp32", "checkpointing": "none", "micro_batch": 2}

@@ -5,8 +5,8 @@
     python -m tests.benchmarks.training_learns pan          a camera LoRA trained on pans makes the model pan
 
 Run `make demo` first: the clips are those of its shards (--shards names others). Each experiment trains through
-`clipmill train`'s own code in one thread, about ten minutes of one core; --folder keeps its files and sheet.png, and
-the same command goes on there after an interruption.
+`clipmill train`'s own code in one thread, ten minutes of one core (pan: 25); --folder keeps its files and sheet.png,
+and the same command goes on there after an interruption.
 
 Latents are those of one Haar level, 12 channels: a network of 32 channels has to tell noise in each of them.
 """
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,8 @@ def image_start(folder: Path, shards: str, steps: int) -> dict[str, float]:
 MOVES = {"right": (1, 0), "left": (-1, 0), "down": (0, 1), "up": (0, -1)}
 STEP_PX = 2  # of the camera, per frame
 RATE_FPS = 6
+PICTURES = 4  # that the camera moves over: as many as a network this small learns to move in half an hour
+SAMPLES = 20
 
 
 def moved(picture: np.ndarray, move: str, top: int, left: int) -> np.ndarray:
@@ -192,9 +195,9 @@ def moved(picture: np.ndarray, move: str, top: int, left: int) -> np.ndarray:
 
 
 def pictures(shards: str) -> list[np.ndarray]:
-    """First frames of the demo's clips, 64 px high, and smooth: a network this small learns to move them in minutes."""
+    """First frames of some of the demo's clips, 64 px high, and smooth, which a small network learns sooner."""
     found = []
-    for _, media, _ in members(shards):
+    for _, media, _ in islice(members(shards), PICTURES):
         with av.open(io.BytesIO(media)) as container:
             small = fit(next(container.decode(video=0)), (24, 36), (0.5, 0.5))
             found.append(cv2.resize(small, (96, 64), interpolation=cv2.INTER_CUBIC))
@@ -228,22 +231,24 @@ def label(frames: np.ndarray) -> Any:
 def pan(folder: Path, shards: str, steps: int) -> dict[str, float]:
     """A base model of camera moves in all four directions, then a LoRA on those to the right.
 
-    Samples from held-out places of the pictures, without the LoRA and with it.
+    Half of the base's steps are at a fifth of the learning rate: without them its later frames are noise, in which no
+    move is seen. Samples begin at new places of the pictures, without the LoRA and with it.
     """
     films = pictures(shards)
     every, _ = moves_shard(folder / "every", films, list(MOVES), 200)
     right, labels = moves_shard(folder / "right", films, ["right"], 60)
-    stage = {"name": "base", "steps": steps, "fps": [5, 7]}
-    base = run(config(folder / "base", every, {"preset": "image-to-video-320"} | stage | NOISE))
-    lora = {"preset": "camera-horizontal", "name": "lora", "steps": steps // 4, "learning_rate": 5e-3, "fps": [5, 7]}
-    lora |= {"lora": {"rank": 16, "alpha": 16.0}}
+    stage = {"preset": "image-to-video-320", "name": "base", "steps": steps, "fps": [5, 7]} | NOISE
+    base = run(config(folder / "base", every, stage, stage | {"name": "settle", "learning_rate": 2e-4}))
+    lora = {"preset": "camera-horizontal", "name": "lora", "steps": steps // 2, "learning_rate": 5e-3, "fps": [5, 7]}
+    lora |= {"lora": {"rank": 16, "alpha": 16.0}, "p_mean": 1.0, "p_std": 1.6}  # moves are settled in high noise
     started = config(folder / "lora", right, lora)
     started = replace(started, model=replace(started.model, start=str(base), autoencoder="from start"))
     adapter = run(started)
     model = VideoModel.load(base)
     bucket = model.description.motion.bucket(label(moved(films[0], "right", 8, 8)).score)
     loras, draws = LoraAdapters(model.unet), np.random.default_rng(99)
-    firsts = [f[t : t + HEIGHT, s : s + WIDTH] for f in films for t, s in [draws.integers(8, 24, 2)]]
+    places = [(films[k % len(films)], *draws.integers(8, 24, 2)) for k in range(SAMPLES)]
+    firsts = [picture[top : top + HEIGHT, left : left + WIDTH] for picture, top, left in places]
     found: dict[str, float] = {"clips_labelled_horizontal": labels.count("horizontal") / len(labels)}
     rows = []
     for name in ("without", "with"):
@@ -258,9 +263,10 @@ def pan(folder: Path, shards: str, steps: int) -> dict[str, float]:
         # The camera to the right moves the picture to the left.
         found[f"panning_right_{name}"] = float(np.mean([s.mean_dx < -abs(s.mean_dy) for s in scores]))
         found[f"mean_dx_{name}"] = float(np.mean([s.mean_dx for s in scores]))
-        rows += videos[:7]
-    sheet(folder / "sheet.png", [np.concatenate(pair) for pair in zip(rows[:7], rows[7:], strict=True)])
-    found["it_learns"] = bool(found["panning_right_with"] >= 0.8 and found["panning_right_without"] <= 0.5)
+        rows += videos[:8]
+    sheet(folder / "sheet.png", [np.concatenate(pair) for pair in zip(rows[:8], rows[8:], strict=True)])
+    more = found["labelled_horizontal_with"] - found["labelled_horizontal_without"]
+    found["it_learns"] = bool(found["panning_right_with"] >= 0.8 and more >= 0.3)
     return found
 
 

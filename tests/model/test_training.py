@@ -89,9 +89,9 @@ def test_presets_have_the_papers_numbers(
     if "576" in name or name == "interpolation":
         assert stage.ema_decay == 0.9999
     small = tiny_variant(stage)
-    assert (small.p_mean, small.p_std, small.task, small.trainable) == (
-        stage.p_mean, stage.p_std, stage.task, stage.trainable,
-    )  # fmt: skip
+    assert (small.task, small.trainable) == (stage.task, stage.trainable)
+    assert small.p_mean == (stage.p_mean if stage.p_mean < 0 else 0)  # pictures of 24x32 are lost in less noise
+    assert small.p_std == (stage.p_std if stage.p_std < 1.4 else 1.4)
 
 
 def test_camera_loras_are_rank_16_on_clips_of_their_label() -> None:
@@ -349,7 +349,7 @@ def test_checkpoints_of_other_settings_or_damaged_ones_are_refused(tmp_path: Pat
     assert steps_in(folder / "checkpoints") == [1, 2]
     shutil.rmtree(folder / "model")
     other = replace(config, stages=(replace(config.stages[0], learning_rate=1e-5, p_mean=0.1),))
-    with pytest.raises(CheckpointProblem, match=r"learning_rate: 0.002 then, 1e-05 now; p_mean"):
+    with pytest.raises(CheckpointProblem, match=r"learning_rate: 0.001 then, 1e-05 now; p_mean"):
         run(other)
     part = next((folder / "checkpoints" / "step-00000002").glob("*.distcp"))
     with open(part, "r+b") as file:
