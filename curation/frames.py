@@ -1,6 +1,5 @@
 """Decode once: the frames of one film by pts, small ones kept, so that cuts and motion share the work."""
 
-import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
@@ -22,7 +21,6 @@ class FilmFrames:
 
     Attributes:
         decoded_frames: frames that came out of the decoder so far.
-        decode_cpu_s: processor seconds of this process spent on decoding and shrinking so far.
     """
 
     def __init__(
@@ -31,7 +29,6 @@ class FilmFrames:
         self.info = info
         self.threads = threads
         self.decoded_frames = 0
-        self.decode_cpu_s = 0.0
         self.small_size = _fit(info.display_size, small_short_side_px)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._waiting: dict[tuple[int, int | None], np.ndarray] = {}
@@ -173,13 +170,7 @@ class FilmFrames:
     def _decode(
         self, numbers: np.ndarray, skip: Skip, *, loop_filter: bool, spared: np.ndarray | None = None
     ) -> Iterator[tuple[int, VideoFrame]]:
-        passes = decode(self.info, numbers, skip=skip, loop_filter=loop_filter, spared=spared, threads=self.threads)
-        while True:
-            began = time.process_time()
-            item = next(passes, None)
-            self.decode_cpu_s += time.process_time() - began
-            if item is None:
-                return
+        for item in decode(self.info, numbers, skip=skip, loop_filter=loop_filter, spared=spared, threads=self.threads):
             self.decoded_frames += 1
             yield item
 
@@ -205,7 +196,6 @@ class FilmFrames:
 
     def _shrink(self, frame: VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
         """Upright RGB at `size` (the small size). Planes are shrunk before they become RGB: faster than swscale."""
-        began = time.process_time()
         width, height = size or self.small_size
         if self.info.rotation in (90, 270):
             width, height = height, width
@@ -214,9 +204,7 @@ class FilmFrames:
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
         else:
             rgb = cv2.transform(cv2.merge(planes), _rgb_matrix(frame))
-        rgb = _rotated(rgb, self.info.rotation)
-        self.decode_cpu_s += time.process_time() - began
-        return rgb
+        return _rotated(rgb, self.info.rotation)
 
 
 def shrunk_planes(
