@@ -16,7 +16,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from curation.errors import CannotDecode
-from curation.probe import VideoInfo, open_video
+from curation.probe import VideoInfo, open_video, packets_of
 
 Skip = Literal["nothing", "nonref", "nonkey"]
 _SKIP_FRAME: dict[Skip, Literal["DEFAULT", "NONREF", "NONKEY"]] = {
@@ -127,12 +127,12 @@ def _feed(
             return []  # a damaged packet; the decoder resumes at the next usable one
 
     at_rank = -1  # of the last packet read
-    packets = container.demux(stream)
+    packets = packets_of(container, stream)
     for start, stop in ranges:
         if can_seek and start - at_rank > _SEEK_OVER_PACKETS:
             try:
                 container.seek(int(info.pts[by_rank[start]]), stream=stream, backward=True)
-                packets = container.demux(stream)
+                packets = packets_of(container, stream)
             except av.error.FFmpegError:
                 pass  # read on instead
         active = False

@@ -4,6 +4,8 @@ Everything downstream speaks in presentation timestamps (pts) of the video strea
 in presentation order, counted from 0. `probe` demuxes the whole file once (about 1000 times real time).
 """
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Stream
 from av.video.stream import VideoStream
 
 from curation.errors import CannotDecode
@@ -113,6 +116,19 @@ def open_video(path: str | Path) -> tuple[av.container.InputContainer, VideoStre
     raise CannotDecode("no_video_stream", f"{path}: has no video stream")
 
 
+def packets_of(container: av.container.InputContainer, *streams: Stream) -> Iterator[av.Packet]:
+    """The packets of these streams, and at the end an empty one for each.
+
+    A transport stream may gain streams halfway, by design or by damage. PyAV (18.1, its issue 692) does not expect it
+    and at the very end, after the empty packets, raises an IndexError; which means nothing for the streams asked for.
+
+    Raises:
+        av.error.FFmpegError: the file breaks off.
+    """
+    with suppress(IndexError):
+        yield from container.demux(*streams)
+
+
 def probe(path: str | Path) -> VideoInfo:
     """Read a film's header and packet index.
 
@@ -170,7 +186,7 @@ def _packets(
     rows: list[tuple[int, int, bool, int]] = []
     whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if packet.size == 0 or packet.is_discard:
                 continue
             at = packet.pts if packet.pts is not None else packet.dts
@@ -205,8 +221,9 @@ def _rotation(path: str | Path) -> int:
     with container:
         try:
             stream.codec_context.skip_frame = "NONKEY"
-            for frame in container.decode(stream):
-                return round(-frame.rotation / 90) * 90 % 360
+            for packet in packets_of(container, stream):
+                for frame in packet.decode():
+                    return round(-frame.rotation / 90) * 90 % 360
         except (av.error.FFmpegError, ValueError):
             pass
     return 0

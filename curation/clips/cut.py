@@ -21,7 +21,7 @@ from curation.clips.keys import SPLICED_CODECS, entry_frames, lacks_presentation
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
 from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
-from curation.probe import VideoInfo, open_video
+from curation.probe import VideoInfo, open_video, packets_of
 
 _SOUND_LAG_S = 5  # sound that lies this far behind its picture in the file is given up
 
@@ -101,7 +101,7 @@ class _Pass:
             broken: str | None = None
             self._open_jobs(0)
             try:
-                for packet in container.demux(*streams):
+                for packet in packets_of(container, *streams):
                     if packet.size == 0:
                         continue
                     if packet.stream_index != stream.index:

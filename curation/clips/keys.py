@@ -13,7 +13,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from curation.clips import bitstream
-from curation.probe import VideoInfo, open_video
+from curation.probe import VideoInfo, open_video, packets_of
 
 # Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.
 COPIED_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
@@ -55,7 +55,7 @@ def _idr_frames(info: VideoInfo) -> np.ndarray:
             return np.empty(0, dtype=np.int64)
         size = bitstream.length_size("h264", stream.codec_context.extradata)
         try:
-            for packet in container.demux(stream):
+            for packet in packets_of(container, stream):
                 if packet.is_keyframe and packet.size:
                     at = packet.pts if packet.pts is not None else packet.dts
                     number = number_of.get(at) if at is not None else None

@@ -52,6 +52,41 @@ def test_each_source_is_one_row_with_its_reason(films: Path, name: str) -> None:
     assert seconds_close(row)
 
 
+def write_transport_stream(path: Path, first: int, frames: int, sounds: int) -> None:
+    """Noise, which takes many bytes, and soundtracks without sound. The first frame is number `first`."""
+    random = np.random.default_rng(first)
+    with av.open(str(path), "w", format="mpegts") as out:
+        video = out.add_stream("libx264", rate=25, options={"g": "25", "qp": "20", "preset": "ultrafast"})
+        video.width, video.height, video.pix_fmt = 320, 180, "yuv420p"
+        tracks = [out.add_stream("mp2", rate=44100) for _ in range(sounds)]
+        for k in range(frames):
+            frame = av.VideoFrame.from_ndarray(random.integers(0, 255, (270, 320), dtype=np.uint8), "yuv420p")
+            frame.pts = first + k
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        for track in tracks:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 2 * 1152), np.int16), "s16", "stereo")
+            silence.rate, silence.pts = 44100, first * 44100 // 25
+            out.mux(track.encode(silence))
+            out.mux(track.encode(None))
+
+
+def test_a_transport_stream_that_gains_streams_halfway(tmp_path: Path) -> None:
+    film = tmp_path / "broadcast.ts"
+    for first, frames, sounds in ((0, 150, 0), (150, 25, 30), (175, 150, 0)):  # libav looks at both ends of a file
+        write_transport_stream(tmp_path / "part.ts", first, frames, sounds)
+        with film.open("ab") as file:
+            file.write((tmp_path / "part.ts").read_bytes())
+    with av.open(str(film)) as container:
+        assert len(container.streams) == 1
+        with pytest.raises(IndexError):  # what `packets_of` is for: without this it can go
+            list(container.demux(video=0))
+    segments, row = run(film)
+    assert (row["status"], row["duration_s"]) == ("ok", pytest.approx(325 / 25, abs=0.2)), row["message"]
+    assert sum(len(segment.clips) for segment in segments) == row["clips"] > 0
+    assert seconds_close(row)
+
+
 def test_a_missing_file_and_a_folder_are_rows(tmp_path: Path) -> None:
     assert run(tmp_path / "nowhere.mp4")[1]["reason"] == "missing"
     (tmp_path / "folder.mp4").mkdir()
