@@ -23,9 +23,11 @@ import pyarrow.compute as pc
 from curation.schema import CLIPS, SOURCES
 from curation.segment import parquet_bytes
 from curation.source import failed_row
+from pipelines.contents import Contents
 from pipelines.dataset import COMPACTION, NEXT, Dataset
 
 TIMINGS = ("probe_s", "cuts_s", "clips_s", "scores_s", "flow_s", "captions_s", "images_s", "text_s")
+_SMALL_FILES = 64
 ROWS_PER_FILE = 122_880  # one DuckDB row group, so that a query over millions of clips reads few large pieces
 
 
@@ -46,10 +48,10 @@ class Committer:
         self._pending: dict[str, _Pending] = {}
         self._rows: list[dict[str, Any]] = []
         self._flushed_at = time.monotonic()
-        table = dataset.sources()
-        table = table.filter(pc.equal(table["status"], "ok"))
-        self._uris = dict(zip(table["source_id"].to_pylist(), table["source_uri"].to_pylist(), strict=True))
+        self._contents = Contents(dataset)
         live = [name for name in dataset.part_files("sources") if name.startswith("part-live-")]
+        self._small: list[str] = []  # files of this run that are to be merged
+        self._merged: list[str] = []  # files whose rows are in a later one too
         self._next_part = 1 + max((int(name[len("part-live-") : -len(".parquet")]) for name in live), default=-1)
 
     def receipt(self, uri: str, index: int, timings: dict[str, float] | None = None) -> dict[str, Any] | None:
@@ -80,9 +82,31 @@ class Committer:
         if not self._rows:
             return
         table = pa.Table.from_pylist(self._rows, schema=SOURCES)
-        self._dataset.storage.write(f"sources/part-live-{self._next_part:06d}.parquet", parquet_bytes(table))
-        self._next_part += 1
+        self._small.append(self._write(table))
         self._rows = []
+        self._contents.stored()
+        if len(self._small) >= _SMALL_FILES:
+            self._merge()
+
+    def _write(self, rows: pa.Table) -> str:
+        name = f"part-live-{self._next_part:06d}.parquet"
+        self._dataset.storage.write(f"sources/{name}", parquet_bytes(rows))
+        self._next_part += 1
+        return name
+
+    def _merge(self) -> None:
+        """One file of many small ones, so that a job of millions of sources does not have tens of thousands to read.
+
+        The small ones stay until the next merge: somebody may be reading them. Rows twice do not matter.
+        """
+        for name in self._merged:
+            self._dataset.storage.remove(f"sources/{name}")
+        self._merged, rows = (
+            self._small,
+            pa.concat_tables(self._dataset.read_table(f"sources/{n}") for n in self._small),
+        )
+        name = self._write(rows)
+        self._small = [name] if rows.num_rows < ROWS_PER_FILE else []
 
     def _settle(self, uri: str) -> dict[str, Any] | None:
         pending = self._pending[uri]
@@ -92,7 +116,7 @@ class Committer:
         for spent in pending.stored.values():
             for name, seconds in spent.items():
                 row[name] = row.get(name, 0.0) + seconds
-        first = self._uris.setdefault(row["source_id"], row["source_uri"]) if row["status"] == "ok" else uri
+        first = self._contents.first(row["source_id"], uri) if row["status"] == "ok" else uri
         if first != row["source_uri"]:  # sources whose size was not known could not be compared before
             row = duplicate_row(row["source_uri"], first, row.get("size_bytes"))
         self.add(row)

@@ -8,7 +8,7 @@ everything after them is a function of the dataset.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +16,12 @@ from curation.source import failed_row
 from pipelines.commit import Committer, compact, duplicate_row, finish_compaction
 from pipelines.dataset import Dataset
 from pipelines.duplicates import near_duplicates_of
-from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+from pipelines.inputs import InputError, find_duplicates, find_sources
 from pipelines.live import describe, told
 from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
 from pipelines.spec import Spec
+from pipelines.survey import Named, Survey, gather, survey
 
 
 class JobFailed(Exception):
@@ -39,7 +40,8 @@ class Progress:
     clips: int = 0
     video_s: float = 0.0  # of the sources finished in this run
     failed: int = 0
-    waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources in the queue or at work, in order
+    waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources of this round that are not done
+    later: int = 0  # sources of the rounds to come
     warnings: list[str] = field(default_factory=list)  # what models said: a batch that was halved
     stage: str = "starting"
     began: float = field(default_factory=time.monotonic)
@@ -64,7 +66,7 @@ class Progress:
 Show = Callable[[Progress], None]
 
 
-def prepare(spec: Spec) -> tuple[Dataset, list[SourceFile]]:
+def prepare(spec: Spec) -> tuple[Dataset, Named]:
     """All of the preflight that needs no cluster, cheapest first.
 
     Raises:
@@ -72,12 +74,12 @@ def prepare(spec: Spec) -> tuple[Dataset, list[SourceFile]]:
     """
     check_weights(spec)
     try:
-        sources = find_sources(spec.input.uris, column=spec.input.column, exclude=spec.output)
+        named = gather(find_sources(spec.input.uris, column=spec.input.column, exclude=spec.output))
     except InputError as error:
         raise Refused(str(error)) from None
-    if not sources:
+    if not named:
         raise Refused(f"input: no video files in {', '.join(spec.input.uris)}")
-    return Dataset(open_output(spec).root), sources
+    return Dataset(open_output(spec).root), named
 
 
 def curate(spec: Spec, address: str | None = None, show: Show = lambda progress: None) -> Dataset:
@@ -88,30 +90,22 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         JobFailed: the dataset could not be written to any more.
         pipelines.cluster.ClusterError: Ray cannot be started or reached.
     """
-    dataset, sources = prepare(spec)
+    dataset, named = prepare(spec)
     with locked(dataset.storage):
         finish_compaction(dataset)
-        pending = _pending(dataset, sources)
-        check_space(dataset.storage, pending)
-        earlier = len(sources) - len(pending)
-        progress = Progress(sources=len(sources), sources_done=earlier, earlier=earlier)
-        progress.bytes = sum(source.size or 0 for source in pending)
-        _count_earlier(dataset, progress)
+        work = survey(named, dataset)
+        check_space(dataset.storage, work.pending, work.size)
+        earlier = work.sources - work.pending
+        progress = Progress(sources=work.sources, sources_done=earlier, earlier=earlier, later=work.pending)
+        progress.bytes, progress.clips, progress.failed = work.size, work.clips, work.failed
         with told(dataset.storage, lambda ended: describe(progress, ended)):
-            if pending:
-                _curate_sources(spec, dataset, sources, pending, address, progress, show)
+            if work.pending:
+                _curate_sources(spec, dataset, work, address, progress, show)
             progress.stage = "compacting"
             show(progress)
             compact(dataset, near_duplicates_of(spec, dataset))
             finish(spec, dataset, progress, show)
     return dataset
-
-
-def _count_earlier(dataset: Dataset, progress: Progress) -> None:
-    """Clips and failures of the sources that are committed already."""
-    table = dataset.sources()
-    progress.clips = sum(clips or 0 for clips in table["clips"].to_pylist())
-    progress.failed = table["status"].to_pylist().count("failed")
 
 
 def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None:
@@ -133,44 +127,24 @@ def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None
     write_report(dataset, name)
 
 
-def _pending(dataset: Dataset, sources: Sequence[SourceFile]) -> list[SourceFile]:
-    """Sources without a row, or whose size has changed since they got it."""
-    table = dataset.sources()
-    known = dict(zip(table["source_uri"].to_pylist(), table["size_bytes"].to_pylist(), strict=True))
-
-    def changed(source: SourceFile) -> bool:
-        return None not in (source.size, known[source.uri]) and source.size != known[source.uri]
-
-    return [source for source in sources if source.uri not in known or changed(source)]
-
-
 def _curate_sources(
-    spec: Spec,
-    dataset: Dataset,
-    sources: Sequence[SourceFile],
-    pending: Sequence[SourceFile],
-    address: str | None,
-    progress: Progress,
-    show: Show,
+    spec: Spec, dataset: Dataset, work: Survey, address: str | None, progress: Progress, show: Show
 ) -> None:
     from pipelines.cluster import cluster, local_cpus
 
     if address is None and "RAY_ADDRESS" not in os.environ:
         plan_pools(spec, spec.resources.cpus or local_cpus())  # refuses in an instant what Ray would start for in vain
     committer = Committer(dataset)
-    table = dataset.sources()
-    curated = {uri for uri, status in zip(table["source_uri"].to_pylist(), table["status"].to_pylist(), strict=True)
-               if status == "ok"}  # fmt: skip
-    duplicates = find_duplicates(sources, curated)
-    sizes = {source.uri: source.size for source in pending}
-    for uri in [uri for uri in sizes if uri in duplicates]:
-        committer.add(duplicate_row(uri, duplicates[uri], sizes.pop(uri)))
-        progress.sources_done += 1
-    committer.flush()
-    uris = list(sizes)
-    if not uris:
+    duplicates = find_duplicates(work.alike, work.curated)
+    if duplicates:
+        for uri, size in work.todo():
+            if uri in duplicates:
+                committer.add(duplicate_row(uri, duplicates[uri], size))
+                progress.sources_done += 1
+                progress.later -= 1
+        committer.flush()
+    if not progress.later:
         return
-    progress.waiting = dict.fromkeys(uris)
     show(progress)
     with cluster(address, spec.resources.cpus) as cpus:
         import ray
@@ -178,9 +152,9 @@ def _curate_sources(
         cpus = min(cpus, spec.resources.cpus or cpus)  # several jobs on one cluster keep to their shares
         pools = plan_pools(spec, cpus, ray.cluster_resources().get("GPU", 0.0))
         try:
-            for start in range(0, len(uris), spec.resources.round):
-                some = uris[start : start + spec.resources.round]
-                _round(spec, dataset, some, sizes, pools, committer, progress, show)
+            for some in work.rounds(spec.resources.round, without=duplicates.keys()):
+                progress.waiting, progress.later = dict.fromkeys(some), progress.later - len(some)
+                _round(spec, dataset, some, pools, committer, progress, show)
         finally:
             committer.flush()
 
@@ -188,7 +162,6 @@ def _curate_sources(
 def _round(
     spec: Spec,
     dataset: Dataset,
-    uris: Sequence[str],
     sizes: dict[str, int | None],
     pools: Pools,
     committer: Committer,
@@ -205,7 +178,7 @@ def _round(
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     ledger = Ledger.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # lives as long as we do
     metrics = Metrics(dataset)
-    waiting = dict.fromkeys(uris)
+    waiting = dict.fromkeys(sizes)
     for _attempt in range(spec.resources.attempts):
         progress.stage = "curating"
         for kind, uri, note in graph.run(list(waiting), spec, pools, dataset.storage.root, ledger):
@@ -252,4 +225,4 @@ def _count(progress: Progress, row: dict[str, Any], sizes: dict[str, int | None]
     progress.bytes_done += sizes[row["source_uri"]] or 0
     progress.video_s += row["duration_s"] or 0.0
     progress.failed += row["status"] == "failed"
-    metrics.source(row, len(progress.waiting), progress.left_s)
+    metrics.source(row, len(progress.waiting) + progress.later, progress.left_s)

@@ -11,6 +11,7 @@ While a job runs, `sources/` grows by small files (`part-live-*.parquet`) and `c
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,27 @@ class Dataset:
 
     def sources(self) -> pa.Table:
         """One row per source (`schema.SOURCES`), sorted by uri. Of two rows for a uri the one written last counts."""
-        rows: dict[str, dict[str, Any]] = {}
+        table = pa.concat_tables([SOURCES.empty_table(), *self.source_parts(SOURCES.names)])
+        written = pa.array(range(table.num_rows), pa.int64())
+        order = [("source_uri", "ascending"), ("written", "ascending")]
+        table = table.append_column("written", written).sort_by(order).drop_columns("written")
+        uris = table["source_uri"]
+        last = pc.not_equal(uris.slice(1), uris.slice(0, max(0, len(uris) - 1))).to_pylist() + [True] * bool(len(uris))
+        return table.filter(pa.array(last, pa.bool_()))
+
+    def source_parts(self, columns: list[str]) -> Iterator[pa.Table]:
+        """These columns of the files of `sources/`, one after the other as they were written: where there are two rows
+        for a uri, the later one counts. Columns that an older file lacks are empty."""
+        schema = pa.schema([SOURCES.field(name) for name in columns])
         for name in sorted(self.part_files("sources"), key=lambda name: (name.startswith("part-live-"), name)):
-            for row in self.read_table(f"sources/{name}").to_pylist():
-                rows[row["source_uri"]] = row
-        return pa.Table.from_pylist([rows[uri] for uri in sorted(rows)], schema=SOURCES)
+            file = pq.ParquetFile(io.BytesIO(self.storage.read(f"sources/{name}")))
+            table = file.read([name for name in columns if name in file.schema_arrow.names])
+            rows = table.num_rows
+            arrays = [
+                table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(rows, field.type)
+                for field in schema
+            ]
+            yield pa.table(arrays, schema)
 
     def clips(self, columns: list[str] | None = None) -> pa.Table:
         """One row per clip of the committed sources (`schema.CLIPS`), sorted by source and time."""

@@ -1,13 +1,16 @@
-"""From what a spec names as input to a sorted list of sources: files, folders, globs, lists; local or by URL."""
+"""From what a spec names as input to its sources: files, folders, globs, lists; local or by URL.
+
+Lists are read in a streaming way: they may name more sources than memory holds.
+"""
 
 import csv
 import io
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from itertools import chain, islice
+from typing import IO, Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -31,16 +34,15 @@ class InputError(Exception):
     """An input that names nothing that could be a source. One line for a person."""
 
 
-@dataclass(frozen=True, order=True, slots=True)
-class SourceFile:
+class SourceFile(NamedTuple):
     """A source to be. `size` is None where it is unknown (missing, in a long list, or a server that does not say)."""
 
     uri: str
     size: int | None
 
 
-def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | None = None) -> list[SourceFile]:
-    """All sources that the inputs name, each once, sorted by uri.
+def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | None = None) -> Iterator[SourceFile]:
+    """The sources that the inputs name, in their order; one that two of them name comes twice.
 
     Args:
         uris: inputs as `pipelines.spec.Input.uris` describes them.
@@ -51,7 +53,6 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
         InputError: an input that is neither there nor looks like the name of a video, or a list without the column.
     """
     policy = enforce()
-    found: dict[str, SourceFile] = {}
     skip = absolute(exclude).rstrip("/") + "/" if exclude else None
     for uri in uris:
         try:
@@ -61,8 +62,7 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
             raise InputError(f"input: {error}") from None
         for source in _expand(absolute(uri), column):
             if skip is None or not source.uri.startswith(skip):
-                found.setdefault(source.uri, source)
-    return sorted(found.values())
+                yield source
 
 
 def find_duplicates(sources: Iterable[SourceFile], curated: Collection[str] = ()) -> dict[str, str]:
@@ -103,10 +103,12 @@ def absolute(uri: str) -> str:
     """Local paths absolute and without `~`; URLs as they are."""
     if "://" in uri and not uri.startswith("file://"):
         return uri
+    if uri.startswith("/") and "//" not in uri and "/." not in uri and not uri.endswith("/"):
+        return uri  # what the next line would say too, ten times faster: lists are long
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-def _expand(uri: str, column: str) -> list[SourceFile]:
+def _expand(uri: str, column: str) -> Iterator[SourceFile]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
@@ -114,25 +116,23 @@ def _expand(uri: str, column: str) -> list[SourceFile]:
     suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
     try:
         if any(character in path for character in "*?[") and not fs.exists(path):
-            matches = [_source(fs, entry) for entry in fs.glob(path, detail=True).values() if entry["type"] == "file"]
+            matches = [entry for entry in fs.glob(path, detail=True).values() if entry["type"] == "file"]
             if not matches:
                 raise InputError(f"input: {uri}: the glob matches no file")
-            return matches
-        if fs.isdir(path):
+            yield from (_source(fs, entry) for entry in matches)
+        elif fs.isdir(path):
             entries = fs.find(path, detail=True).values()
-            films = [entry for entry in entries if entry["name"].rpartition(".")[2].lower() in VIDEO_SUFFIXES]
-            return [_source(fs, entry) for entry in films]
-        if suffix in _LISTS:
-            return _listed(fs, path, uri, suffix, column)
-        return [_source(fs, fs.info(path))]
-    except FileNotFoundError:
-        if suffix in VIDEO_SUFFIXES:
-            return [SourceFile(uri, None)]
-        raise InputError(f"input: {uri}: no such file or folder") from None
-    except PermissionError:
-        if suffix in VIDEO_SUFFIXES:
-            return [SourceFile(uri, None)]
-        raise InputError(f"input: {uri}: permission denied") from None
+            films = (entry for entry in entries if entry["name"].rpartition(".")[2].lower() in VIDEO_SUFFIXES)
+            yield from (_source(fs, entry) for entry in films)
+        elif suffix in _LISTS:
+            yield from _listed(fs, path, uri, suffix, column)
+        else:
+            yield _source(fs, fs.info(path))
+    except (FileNotFoundError, PermissionError) as error:
+        if suffix not in VIDEO_SUFFIXES:
+            what = "permission denied" if isinstance(error, PermissionError) else "no such file or folder"
+            raise InputError(f"input: {uri}: {what}") from None
+        yield SourceFile(uri, None)
 
 
 def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
@@ -141,29 +141,47 @@ def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
     return SourceFile(uri, entry.get("size"))
 
 
-def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, column: str) -> list[SourceFile]:
+def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, column: str) -> Iterator[SourceFile]:
     """The sources that a CSV or Parquet file names."""
-    data = fs.cat_file(path)
-    try:
-        if suffix == "parquet":
-            known = pq.read_schema(io.BytesIO(data)).names
-            names = pq.read_table(io.BytesIO(data), columns=[column])[column].to_pylist() if column in known else None
-        else:
-            rows = csv.reader(io.StringIO(data.decode("utf-8-sig")))
-            known = next(rows, [])
-            at = known.index(column) if column in known else len(known)
-            names = [row[at] for row in rows if len(row) > at] if column in known else None
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"input: {uri}: not a readable {suffix} file ({error})") from None
-    if names is None:
-        raise InputError(f"input: {uri}: no column {column!r}; columns: {', '.join(known)} (set input.column)")
     folder = uri.rpartition("/")[0]
-    wanted = [str(name).strip() for name in names if name and str(name).strip()]
-    uris = [name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in wanted]
-    if len(uris) > LONG_LIST:
-        return [SourceFile(absolute(each), None) for each in uris]
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(_stat, [absolute(each) for each in uris]))
+    read = _column_of_parquet if suffix == "parquet" else _column_of_csv
+
+    def uris() -> Iterator[str]:
+        try:
+            with fs.open(path, "rb") as file:
+                for name in map(str.strip, read(file, uri, column)):
+                    if name:
+                        yield absolute(name if "://" in name or name.startswith("/") else f"{folder}/{name}")
+        except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"input: {uri}: not a readable {suffix} file ({error})") from None
+
+    found = uris()
+    first = list(islice(found, LONG_LIST + 1))
+    if len(first) > LONG_LIST:
+        yield from (SourceFile(each, None) for each in chain(first, found))
+    else:
+        with ThreadPoolExecutor(16) as pool:
+            yield from pool.map(_stat, first)
+
+
+def _column_of_csv(file: IO[bytes], uri: str, column: str) -> Iterator[str]:
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text)
+        at = _place_of(column, next(rows, []), uri)
+        yield from (row[at] for row in rows if len(row) > at)
+
+
+def _column_of_parquet(file: IO[bytes], uri: str, column: str) -> Iterator[str]:
+    table = pq.ParquetFile(file)
+    _place_of(column, table.schema_arrow.names, uri)
+    for batch in table.iter_batches(columns=[column]):
+        yield from (str(name) for name in batch.column(0).to_pylist() if name is not None)
+
+
+def _place_of(column: str, columns: list[str], uri: str) -> int:
+    if column not in columns:
+        raise InputError(f"input: {uri}: no column {column!r}; columns: {', '.join(columns)} (set input.column)")
+    return columns.index(column)
 
 
 def _stat(uri: str) -> SourceFile:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,6 @@ import yaml
 from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
-from pipelines.inputs import SourceFile
 from pipelines.spec import Spec
 
 _WRITER_CPUS = 0.1
@@ -204,18 +203,19 @@ def locked(storage: Storage) -> Iterator[None]:
         os.close(handle)
 
 
-def check_space(storage: Storage, pending: Sequence[SourceFile]) -> None:
+def check_space(storage: Storage, sources: int, size: int) -> None:
     """Refuse a local output folder that cannot hold the clips.
 
-    Copied clips are as large as their sources, so what is needed is the pending sources' size, and 64 MiB to work with.
+    Copied clips are as large as their sources, so what is needed is the size in bytes of these, and 64 MiB to work
+    with.
     """
     if not storage.is_local:
         return
-    needed = sum(source.size or 0 for source in pending) + _SPARE_BYTES
+    needed = size + _SPARE_BYTES
     free = shutil.disk_usage(Path(storage.path())).free
-    if pending and free < needed:
+    if sources and free < needed:
         raise Refused(
-            f"{storage.root}: no space: {_gigabytes(free)} free, the clips of {len(pending)} sources may need "
+            f"{storage.root}: no space: {_gigabytes(free)} free, the clips of {sources} sources may need "
             f"{_gigabytes(needed)}; free some, or choose another output folder"
         )
 

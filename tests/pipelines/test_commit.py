@@ -20,6 +20,12 @@ from pipelines.commit import Committer, compact, finish_compaction
 from pipelines.dataset import Dataset
 
 
+@pytest.fixture(autouse=True)
+def _merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few sources are enough for what otherwise takes thousands."""
+    monkeypatch.setattr(commit, "_SMALL_FILES", 3)
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -192,6 +198,19 @@ def test_a_source_counts_once_its_last_segment_is_stored(tmp_path: Path) -> None
     assert committer.receipt("/films/x", 1) is None  # the same one again is not another one
     assert committer.receipt("/films/x", 0) == row
     assert dataset.sources()["source_uri"].to_pylist() == ["/films/x"]
+
+
+def test_many_sources_leave_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "ROWS_PER_FILE", 6)
+    dataset = Dataset(tmp_path)
+    committer = Committer(dataset, flush_rows=1)
+    for number in range(30):
+        committer.add(failed_row(f"{number:02d}", "missing", "gone"))
+        seen = dataset.sources()["source_uri"].to_pylist()
+        assert seen == [f"{k:02d}" for k in range(number + 1)]
+        assert len(dataset.part_files("sources")) <= 3 + 3 + number // 6
+    compact(dataset)
+    assert dataset.sources()["source_uri"].to_pylist() == seen
 
 
 def test_content_that_turns_out_to_be_there_already_is_a_duplicate(tmp_path: Path) -> None:

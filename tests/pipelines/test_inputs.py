@@ -11,6 +11,7 @@ import pytest
 import pipelines.inputs
 from curation.identity import SAMPLE_BYTES, SAMPLES
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+from pipelines.survey import gather
 
 
 @pytest.fixture
@@ -21,12 +22,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "films"
 
 
+def found(*uris: object, **options: str) -> list[SourceFile]:
+    """What a job is told to work on: each source once, sorted."""
+    spool = gather(find_sources(map(str, uris), **options))
+    return sorted({uri: SourceFile(uri, size) for uri, size in spool.part(None)}.values())
+
+
 def names(sources: list[SourceFile], folder: Path) -> list[str]:
     return [str(Path(source.uri).relative_to(folder)) for source in sources]
 
 
 def test_a_folder_is_searched_for_videos(folder: Path) -> None:
-    sources = find_sources([str(folder)])
+    sources = found(str(folder))
     assert names(sources, folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
     assert [source.size for source in sources] == [5, 5, 11]
 
@@ -34,11 +41,11 @@ def test_a_folder_is_searched_for_videos(folder: Path) -> None:
 def test_files_globs_and_overlapping_inputs_name_each_source_once(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert names(find_sources([f"{folder}/*.mp4"]), folder) == ["b.mp4"]
-    assert names(find_sources([f"{folder}/**/*.webm"]), folder) == ["deep/c.webm"]
-    assert names(find_sources([f"{folder}/notes.txt"]), folder) == ["notes.txt"]  # named, so tried
+    assert names(found(f"{folder}/*.mp4"), folder) == ["b.mp4"]
+    assert names(found(f"{folder}/**/*.webm"), folder) == ["deep/c.webm"]
+    assert names(found(f"{folder}/notes.txt"), folder) == ["notes.txt"]  # named, so tried
     monkeypatch.chdir(folder)
-    assert names(find_sources(["b.mp4", str(folder), "./deep"]), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
+    assert names(found("b.mp4", str(folder), "./deep"), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
 
 
 def test_lists_name_sources_relative_to_themselves(folder: Path) -> None:
@@ -46,34 +53,34 @@ def test_lists_name_sources_relative_to_themselves(folder: Path) -> None:
     pq.write_table(table, folder / "list.parquet")
     (folder / "list.csv").write_text("title,film\nB,b.mp4\nC,deep/c.webm\nG,gone.mp4\nN,\n")
     for path in ("list.parquet", "list.csv"):
-        sources = find_sources([str(folder / path)], column="film")
+        sources = found(str(folder / path), column="film")
         assert names(sources, folder) == ["b.mp4", "deep/c.webm", "gone.mp4"]
         assert sources[2].size is None  # missing: it becomes a row that says so
         with pytest.raises(InputError, match=r"no column 'uri'; columns: .*film.* \(set input.column\)"):
-            find_sources([str(folder / path)])
+            found(str(folder / path))
 
 
 @pytest.mark.parametrize("uri", ["nowhere", "films/*.avi", "nosuchprotocol://x/y.mp4"])
 def test_an_input_that_names_nothing_is_refused_in_one_line(uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        find_sources([uri if "://" in uri else str(tmp_path / uri)])
+        found(uri if "://" in uri else str(tmp_path / uri))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_film_that_is_named_becomes_a_source(tmp_path: Path) -> None:
-    assert find_sources([str(tmp_path / "gone.mp4")]) == [SourceFile(str(tmp_path / "gone.mp4"), None)]
+    assert found(str(tmp_path / "gone.mp4")) == [SourceFile(str(tmp_path / "gone.mp4"), None)]
 
 
 def test_a_torn_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="not a readable parquet file"):
-        find_sources([str(tmp_path / "list.parquet")])
+        found(str(tmp_path / "list.parquet"))
 
 
 def test_the_output_folder_is_no_input(folder: Path) -> None:
     (folder / "out").mkdir()
     (folder / "out" / "clip.mp4").write_bytes(b"clip")
-    assert names(find_sources([str(folder)], exclude=str(folder / "out")), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
+    assert names(found(str(folder), exclude=str(folder / "out")), folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
 
 
 @pytest.fixture
@@ -86,7 +93,7 @@ def memory() -> Iterator[fsspec.AbstractFileSystem]:
 def test_urls_are_inputs_too(memory: fsspec.AbstractFileSystem) -> None:
     memory.pipe_file("/films/x.mp4", b"x")
     memory.pipe_file("/films/deep/y.mov", b"yy")
-    assert find_sources(["memory://films"]) == [
+    assert found("memory://films") == [
         SourceFile("memory:///films/deep/y.mov", 2),
         SourceFile("memory:///films/x.mp4", 1),
     ]
@@ -95,7 +102,7 @@ def test_urls_are_inputs_too(memory: fsspec.AbstractFileSystem) -> None:
 def test_duplicates_belong_to_the_first_name_and_only_equal_sizes_are_read(tmp_path: Path) -> None:
     for name, data in {"b": b"same", "a": b"same", "c": b"else", "z": b"another size", "e": b"", "f": b""}.items():
         (tmp_path / f"{name}.mp4").write_bytes(data)
-    sources = find_sources([str(tmp_path)])
+    sources = found(str(tmp_path))
     (tmp_path / "z.mp4").unlink()  # not read: nothing has its size
     first, second = str(tmp_path / "a.mp4"), str(tmp_path / "b.mp4")
     assert find_duplicates(sources) == {second: first}
@@ -109,7 +116,7 @@ def test_large_files_are_told_apart_by_samples(tmp_path: Path) -> None:
             file.truncate(size - 1)
             file.seek(size - 1)
             file.write(last)
-    assert find_duplicates(find_sources([str(tmp_path)])) == {str(tmp_path / "b.mp4"): str(tmp_path / "a.mp4")}
+    assert find_duplicates(found(str(tmp_path))) == {str(tmp_path / "b.mp4"): str(tmp_path / "a.mp4")}
 
 
 def test_a_long_list_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,5 +127,5 @@ def test_a_long_list_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(pipelines.inputs, "_stat", asked)
     (tmp_path / "list.csv").write_text("n,uri\n" + "".join(f"{k},s3://films/{k}.mp4\n" for k in range(5)) + "short\n")
-    found = find_sources([str(tmp_path / "list.csv")])
-    assert [(each.uri, each.size) for each in found] == [(f"s3://films/{k}.mp4", None) for k in range(5)]
+    listed = found(str(tmp_path / "list.csv"))
+    assert [(each.uri, each.size) for each in listed] == [(f"s3://films/{k}.mp4", None) for k in range(5)]
