@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from pipelines.preflight import Pool, Pools
 from pipelines.spec import Spec
@@ -37,19 +37,31 @@ def run(
 
     A source whose process died gives no report.
     """
+    graph = build(uris, spec, pools, output, ledger)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="ray.data")  # advice on pools that have more actors than inputs
+        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for kind, uri, note, _ in messages(batch):
+                yield kind, uri, note
+
+
+def build(uris: Sequence[str], spec: Spec, pools: Pools, output: str, ledger: Any) -> ray.data.Dataset:
+    """The graph over these sources; nothing runs yet."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.max_errored_blocks = -1
     context.target_max_block_size = _BLOCK_BYTES
     context.target_min_block_size = 0
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     # Ray 2.64 takes `max_task_retries` away (hence the bound in pyproject.toml): without it a source that always kills
     # its process is tried for ever.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
 
-    def pool(size: int) -> ActorPoolStrategy:
-        return ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
+    # Actors have one task each, so a pool whose actors are all at work is as busy as it can be.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    share = spec.resources.cpus if pools.elastic else None  # which pools that grow must keep to
+    context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=share)
 
     survival: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
     batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", **survival}
@@ -57,7 +69,7 @@ def run(
     graph = sources.map_batches(
         SourceActor,
         fn_constructor_args=(spec.source_settings(), spec.resources.timeout, ledger),
-        compute=pool(min(pools.source.actors, len(uris))),
+        compute=strategy(pools.source, most=len(uris)),
         num_cpus=pools.source.cpus,
         **batches,
     )
@@ -66,7 +78,7 @@ def run(
         graph = graph.map_batches(
             actor,
             fn_constructor_args=(*arguments, device, threads),
-            compute=pool(size.actors),
+            compute=strategy(size),
             num_cpus=size.cpus,
             num_gpus=size.gpus,
             **batches,
@@ -74,15 +86,23 @@ def run(
     graph = graph.map_batches(
         WriterActor,
         fn_constructor_args=(output,),
-        compute=pool(pools.writer.actors),
+        compute=strategy(pools.writer),
         num_cpus=pools.writer.cpus,
         **batches,
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="ray.data")  # advice on pools that have more actors than inputs
-        for batch in graph.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for kind, uri, note, _ in messages(batch):
-                yield kind, uri, note
+    return graph
+
+
+def strategy(pool: Pool, most: int | None = None) -> ActorPoolStrategy:
+    """A pool as Ray Data is told of it, of at most so many actors."""
+    least, largest = pool.between or (pool.actors, pool.actors)
+    largest = min(largest, most or largest)
+    return ActorPoolStrategy(
+        min_size=min(least, largest),
+        max_size=largest,
+        initial_size=min(pool.actors, largest),
+        max_tasks_in_flight_per_actor=1,
+    )
 
 
 def _scoring(spec: Spec, pools: Pools) -> list[tuple[type, tuple[Any, ...], Pool]]:

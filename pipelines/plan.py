@@ -58,7 +58,7 @@ class Group:
     Attributes:
         name: as the spec's resources call it; `sources` is everything that shares a source's decode.
         cpu_hours: processor hours that it needs.
-        actors: what it gets with the spec as it is.
+        actors: what it gets with the spec as it is; of a pool that grows, the maximum.
         hours: wall hours that it needs with those.
         balanced: actors with which all groups would be done at the same time.
     """
@@ -146,14 +146,15 @@ def make_plan(
         stages = {stage: video_hours * rates.cpu_s[stage] for stage in stages_of[name] if stage in rates.cpu_s}
         needed = sum(stages.values())
         balanced = max(1, math.ceil(needed / (balanced_hours * min(1.0, pool.cpus))))
-        groups.append(Group(name, stages, needed, pool.actors, needed / (pool.actors * min(1.0, pool.cpus)), balanced))
+        actors = pool.between[1] if pool.between else pool.actors
+        groups.append(Group(name, stages, needed, actors, needed / (actors * min(1.0, pool.cpus)), balanced))
     slowest = max(groups, key=lambda group: group.hours)
     return Plan(
         video_hours=video_hours,
         groups=tuple(sorted(groups, key=lambda group: -group.cpu_hours)),
         cpu_hours=cpu_hours,
         nodes=nodes,
-        hours=slowest.hours,
+        hours=max(slowest.hours, balanced_hours),  # pools that grow share the processors with the others
         bottleneck=slowest.name,
         balanced_hours=balanced_hours,
         gpus=nodes * node.gpus,

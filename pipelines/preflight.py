@@ -14,7 +14,7 @@ import yaml
 from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
-from pipelines.spec import Spec
+from pipelines.spec import Resources, Spec, TextStage, Workers
 
 _WRITER_CPUS = 0.1
 _SPARE_BYTES = 64 * 2**20
@@ -32,6 +32,8 @@ class Pool:
     cpus: float
     """Per actor."""
     gpus: float = 0.0
+    between: tuple[int, int] | None = None
+    """Ray makes it smaller or larger within these; `actors` is how many there are at first."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Pools:
     models: dict[str, Pool]
     text: Pool | None
     writer: Pool
+
+    @property
+    def elastic(self) -> bool:
+        """Whether Ray changes the size of some of them."""
+        return any(pool.between for pool in (self.source, *self.models.values(), self.text) if pool)
 
 
 _STAGES = {
@@ -66,22 +73,23 @@ def plan_pools(spec: Spec, cpus: float, gpus: float = 0.0) -> Pools:
         Refused: too few CPUs or GPUs, with the numbers.
     """
     resources, wanted = spec.resources, spec.scores.text
-    text = Pool(wanted.actors, wanted.cpus, wanted.gpus) if wanted.implementation != "off" else None
+    text = _pool(wanted) if wanted.implementation != "off" else None
     choices = spec.models.choices()
     models = {}
     for stage, roles in _STAGES.items():
         if any(role in choices for role in roles):
-            asked = getattr(resources, stage)
-            models[stage] = Pool(asked.actors, asked.cpus, asked.gpus)
+            models[stage] = _pool(getattr(resources, stage))
     needed_gpus = {"scores.text": text, **{f"resources.{stage}": pool for stage, pool in models.items()}}
-    if (total := sum(pool.actors * pool.gpus for pool in needed_gpus.values() if pool)) > gpus:
-        named = [f"{name} {p.actors * p.gpus:g}" for name, p in needed_gpus.items() if p and p.gpus]
+    if (total := _gpus_for([pool for pool in needed_gpus.values() if pool])) > gpus:
+        named = [f"{name} {p.actors} x {p.gpus:g}" for name, p in needed_gpus.items() if p and p.gpus]
         raise Refused(
-            f"too few GPUs: the stages need {total:g} ({', '.join(named)}), the cluster has {gpus:g}; lower their gpus"
+            f"too few GPUs: the stages need {total} ({', '.join(named)}), the cluster has {gpus:g}; lower their gpus"
         )
     writers = max(1, int(cpus) // 16)
     text_cpus, writer_cpus = (text.actors * text.cpus if text else 0.0), writers * _WRITER_CPUS
     least = 0.5 * resources.source_cpus  # a source actor that shares its CPU with the writer and other stages
+    if resources.source_actors is not None:
+        least = _between(resources.source_actors)[0] * resources.source_cpus
     models = _fitted(models, cpus - text_cpus - writer_cpus - least)
     models_cpus = sum(pool.actors * pool.cpus for pool in models.values())
     left = cpus - text_cpus - writer_cpus - models_cpus
@@ -92,9 +100,45 @@ def plan_pools(spec: Spec, cpus: float, gpus: float = 0.0) -> Pools:
             f"too few CPUs: the stages need {least + text_cpus + writer_cpus + models_cpus:g} ({', '.join(parts)}), "
             f"the cluster has {cpus:g}; set scores.text to off, or lower scores.text.cpus or resources.*.cpus"
         )
-    source_actors = max(1, round(left / resources.source_cpus))
-    source_cpus = min(resources.source_cpus, _countable(left / source_actors))
-    return Pools(Pool(source_actors, source_cpus), models, text, Pool(writers, _WRITER_CPUS))
+    return Pools(_source_pool(resources, left, models, text), models, text, Pool(writers, _WRITER_CPUS))
+
+
+def _source_pool(resources: Resources, cpus: float, models: dict[str, Pool], text: Pool | None) -> Pool:
+    """Source actors on the CPUs that the other stages leave. Where one of those can grow, they make room for it when
+    they have nothing to do."""
+    if resources.source_actors is not None:
+        least, most = _between(resources.source_actors)
+        at_first = max(least, min(most, int(cpus / resources.source_cpus + 1e-9)))
+        return Pool(at_first, resources.source_cpus, between=(least, most) if most > least else None)
+    number = max(1, round(cpus / resources.source_cpus))
+    elastic = any(pool.between for pool in (*models.values(), text) if pool)
+    each = min(resources.source_cpus, _countable(cpus / number))
+    return Pool(number, each, between=(1, number) if elastic and number > 1 else None)
+
+
+def _pool(asked: Workers | TextStage) -> Pool:
+    least, most = _between(asked.actors)
+    return Pool(least, asked.cpus, asked.gpus, (least, most) if most > least else None)
+
+
+def _between(actors: int | tuple[int, int]) -> tuple[int, int]:
+    return actors if isinstance(actors, tuple) else (actors, actors)
+
+
+def _gpus_for(pools: list[Pool]) -> int:
+    """GPUs that these need: an actor's share is of one GPU, so two shares of 0.6 need two."""
+    free: list[float] = []
+    whole = 0
+    for share in sorted((pool.gpus for pool in pools for _ in range(pool.actors) if pool.gpus), reverse=True):
+        if share >= 1:
+            whole += int(share)
+            continue
+        room = next((k for k, left in enumerate(free) if left >= share - 1e-9), None)
+        if room is None:
+            free.append(1.0 - share)
+        else:
+            free[room] -= share
+    return whole + len(free)
 
 
 def _fitted(pools: dict[str, Pool], cpus: float) -> dict[str, Pool]:

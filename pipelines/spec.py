@@ -1,10 +1,20 @@
 """The job spec: what to curate, how, and where to. One YAML file, every key with a default but the input."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from curation.registry import IMPLEMENTATIONS, NO_MODEL, Choice, choose
 from curation.rules import RulesError, parse_rule, parse_rules
@@ -54,11 +64,34 @@ class Clips(_Section):
         return self
 
 
+def _checked_actors(value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else [value, value]
+    if len(numbers) != 2 or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError(f"takes a number of actors from 1 up, or [minimum, maximum] (got {value!r})")
+    if numbers[0] > numbers[1]:
+        raise ValueError(f"the minimum is above the maximum (got {value!r})")
+    return value
+
+
+def _checked_gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"takes a share of one GPU, or a whole number of them (got {value!r})")
+    return value
+
+
+Actors = Annotated[int | tuple[int, int], BeforeValidator(_checked_actors)]
+"""How many there are of a stage; or [minimum, maximum], between which Ray adds actors where work waits for them and a
+processor is free, and takes idle ones away."""
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_checked_gpus)]
+"""GPUs of one actor: a share of one, or several whole ones."""
+
+
 class TextStage(_Section):
     implementation: Literal["off", "craft", "ppocr"] = "craft"
     cpus: float = Field(default=1.0, gt=0)
-    gpus: float = Field(default=0.0, ge=0)
-    actors: int = Field(default=1, ge=1)
+    gpus: Gpus = 0.0
+    actors: Actors = 1
     batch: int = Field(default=12, ge=1)
     """Frames per call of the network."""
 
@@ -182,8 +215,8 @@ class Workers(_Section):
 
     cpus: float = Field(default=1.0, gt=0)
     """Per actor. One that asks for at most 1 shares it where the machine is too small for all stages."""
-    gpus: float = Field(default=0.0, ge=0)
-    actors: int = Field(default=1, ge=1)
+    gpus: Gpus = 0.0
+    actors: Actors = 1
 
 
 class Resources(_Section):
@@ -191,7 +224,9 @@ class Resources(_Section):
     """CPUs that the job may use: of the Ray started for it (by default all of this machine's), or of a cluster that is
     there already (by default all of its, which leaves no room for another job)."""
     source_cpus: float = Field(default=1.0, gt=0)
-    """CPUs of one source actor. Their number follows from the cluster's CPUs."""
+    """CPUs of one source actor."""
+    source_actors: Actors | None = None
+    """By default as many as the CPUs that the other stages leave are good for."""
     flow: Workers = Workers()
     captions: Workers = Workers()
     images: Workers = Workers()

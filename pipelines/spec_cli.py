@@ -28,8 +28,8 @@ scores:
   text:
     implementation: craft # or ppocr: ten times faster. Or off
     cpus: 1
-    gpus: 0
-    actors: 1
+    gpus: 0               # per actor: 0.25 is a quarter of one
+    actors: 1             # or [1, 4]: Ray adds some where work waits for them, and takes idle ones away
     batch: 12             # frames per call of the network
 
 models:                   # what else is measured; see `clipmill models list`
@@ -55,6 +55,7 @@ shards:
 resources:
   cpus: null              # of a Ray started for this job; null: all of this machine
   source_cpus: 1          # per source actor
+  source_actors: null     # a number, or [2, 64]; null: as many as find a CPU
   flow: {cpus: 1.0, gpus: 0.0, actors: 1}      # workers of the models: learned flow;
   captions: {cpus: 1.0, gpus: 0.0, actors: 1}  # captions and their merging;
   images: {cpus: 1.0, gpus: 0.0, actors: 1}    # similarity, aesthetic, nsfw

@@ -20,6 +20,7 @@ import pipelines.graph
 from pipelines.commit import seconds_close, without_timings
 from pipelines.curate import JobFailed, Progress, curate
 from pipelines.dataset import Dataset
+from pipelines.preflight import Pool
 from pipelines.spec import Spec, parse_spec
 from tests.bad_media import EXPECTED, write_bad_films
 from tests.media import film
@@ -186,6 +187,35 @@ def test_sources_that_kill_or_hang_their_process_cost_only_themselves(
     assert len(clips) == len(set(clips)) == sum(row["clips"] for row in rows(dataset).values())
     stems = {path.name.split("-")[1] for path in (tmp_path / "out" / "media").iterdir()}
     assert stems == dataset.committed_ids()  # the hung source's segment is gone
+
+
+class SlowActor:
+    """A stage that takes longer than the ones before it, and marks whose process has worked."""
+
+    def __init__(self, folder: str, *_: Any) -> None:
+        self._mark = Path(folder) / str(os.getpid())
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        self._mark.touch()
+        time.sleep(1.0)  # the work
+        yield batch
+
+
+def test_a_pool_grows_where_work_waits_and_the_dataset_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    (tmp_path / "films").mkdir()
+    for number in range(6):
+        (tmp_path / "films" / f"{number}.mp4").write_bytes(film("bikes.mp4").read_bytes() + b"\0" * (8 + number))
+    plain = curate(job(tmp_path / "films", tmp_path / "plain"))
+    (tmp_path / "workers").mkdir()
+    slow = Pool(1, 0.3, between=(1, 3))
+    monkeypatch.setattr(pipelines.graph, "_scoring", lambda *_: [(SlowActor, (str(tmp_path / "workers"),), slow)])
+    resources = {"source_actors": 1, "source_cpus": 0.5, "cpus": 2}
+    grown = curate(job(tmp_path / "films", tmp_path / "grown", resources=resources))
+    assert 2 <= len(list((tmp_path / "workers").iterdir())) <= 3
+    assert content(grown) == content(plain)
 
 
 def test_text_is_scored_and_gated_clips_are_not(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_two_cpus_are_enough_and_both_are_used() -> None:
     pools = plan_pools(spec(scores={"text": "off"}), 2)
     assert (pools.source, pools.writer.actors) == (Pool(2, 0.95), 1)
     assert plan_pools(spec(), 2).source.actors == 1
-    with pytest.raises(Refused, match=r"need 1.5 \(scores.text 1, resources.flow 0.5\), the cluster has 0"):
+    with pytest.raises(Refused, match=r"need 2 \(scores.text 1 x 1, resources.flow 1 x 0.5\), the cluster has 0"):
         plan_pools(
             spec(
                 scores={"text": {"implementation": "craft", "gpus": 1}},
@@ -179,6 +179,32 @@ def test_two_cpus_are_enough_and_both_are_used() -> None:
             ),
             8,
         )
+
+
+def test_an_actors_share_is_of_one_gpu() -> None:
+    asked = spec(
+        models={"profile": "offline"}, resources={"flow": {"gpus": 0.6}, "images": {"gpus": 0.25, "actors": 3}}
+    )
+    with pytest.raises(Refused, match=r"need 2 \(resources.flow 1 x 0.6, resources.images 3 x 0.25\)"):
+        plan_pools(asked, 8, 1)  # 0.6 + 0.25 on the first, 0.5 on the second
+    assert plan_pools(asked, 8, 2).models["images"] == Pool(3, 1.0, 0.25)
+
+
+def test_pools_that_grow_start_with_their_minimum_and_sources_make_room() -> None:
+    stages = {"flow": {"actors": [1, 6]}, "images": {"actors": [2, 2]}}
+    pools = plan_pools(spec(models={"profile": "offline"}, scores={"text": "off"}, resources=stages), 8)
+    assert pools.models == {"flow": Pool(1, 1.0, between=(1, 6)), "images": Pool(2, 1.0)}
+    assert pools.source == Pool(5, 0.98, between=(1, 5))
+    assert pools.elastic
+    assert not plan_pools(spec(), 8).elastic
+
+
+@pytest.mark.parametrize(("asked", "pool"), [(2, Pool(2, 1.0)), ([2, 30], Pool(7, 1.0, between=(2, 30)))])
+def test_the_number_of_source_actors_can_be_set(asked: object, pool: Pool) -> None:
+    resources = {"source_actors": asked}
+    assert plan_pools(spec(scores={"text": "off"}, resources=resources), 8).source == pool
+    with pytest.raises(Refused, match=r"the stages need 2.1 \(sources 2, text 0, writer 0.1\), the cluster has 2"):
+        plan_pools(spec(scores={"text": "off"}, resources=resources), 2)
 
 
 def _cpus(pools: Pools) -> float:

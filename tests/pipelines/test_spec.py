@@ -59,6 +59,19 @@ def refusal(data: Any) -> str:
         ({"models": {"roles": {"flow": {"weight": "x"}}}}, "models.roles.flow.weight: unknown key"),
         ({"models": {"roles": {"flow": {"implementation": "rife", "batch": 0}}}}, "models.roles.flow.batch: "),
         ({"models": {"roles": {"aesthetic": {"implementation": "niqe", "batch": 2}}}}, "aesthetic: niqe has no batch"),
+        (
+            {"resources": {"flow": {"actors": [3, 2]}}},
+            "resources.flow.actors: the minimum is above the maximum (got [3, 2])",
+        ),
+        (
+            {"resources": {"flow": {"actors": [1, 2, 3]}}},
+            "resources.flow.actors: takes a number of actors from 1 up, or",
+        ),
+        ({"resources": {"images": {"actors": 0}}}, "resources.images.actors: takes a number of actors from 1 up, or"),
+        ({"resources": {"source_actors": "many"}}, "resources.source_actors: takes a number of actors from 1 up, or"),
+        ({"scores": {"text": {"actors": [0, 2]}}}, "scores.text.actors: takes a number of actors from 1 up, or"),
+        ({"resources": {"flow": {"gpus": 1.5}}}, "resources.flow.gpus: takes a share of one GPU, or a whole number"),
+        ({"resources": {"flow": {"gpus": -0.5}}}, "resources.flow.gpus: "),
         ({"models": {"roles": {"text": "craft"}}}, "models: roles.text: the text detector is chosen by scores.text"),
         ({"decision": {"rules": {"motion.flow": {"min": 1}}}}, "decision.rules.motion.flow: models has no flow"),
         (
