@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,11 @@ def serve_command(
         refuse(str(error))
     if (certificate is None) != (key is None):
         refuse("--certificate and --key go together")
+    if certificate is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        except OSError as error:
+            refuse(f"--certificate {certificate} --key {key}: not a certificate and its key ({error})")
     port = _free_port(host, port)
     log_to_stderr()
     try:

@@ -94,4 +94,8 @@ class Client:
 
     def _unreachable(self, error: Exception) -> ServiceError:
         said = str(error) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in said:
+            why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or said
+            way_out = "set SSL_CERT_FILE to the PEM file of the certificate, or of the authority that signed it"
+            return ServiceError(f"service at {self.address}: its certificate is not trusted ({why}); {way_out}")
         return ServiceError(f"service at {self.address}: {said}; start it with `clipmill serve`, or use --ray")
