@@ -17,15 +17,17 @@ import yaml
 from pipelines.service.client import Client, ServiceError
 from pipelines.service.record import ENDED
 
-_ENVIRONMENT = {
+QUICK_TO_NOTICE = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
-    "RAY_health_check_initial_delay_ms": "1000",  # a dead node is noticed within seconds
+    "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "10",
     "OMP_NUM_THREADS": "1",
 }
+"""The environment of a Ray that notices within seconds that a node is dead."""
 
 
 def free_port() -> int:
@@ -44,7 +46,7 @@ class Rig:
         self.folder, self.films, self.running, self.node_cpus = folder, films, running, node_cpus
         self.port, self.dashboard = free_port(), 0
         self.client = Client(f"http://127.0.0.1:{self.port}")
-        self.environment = os.environ | _ENVIRONMENT
+        self.environment = os.environ | QUICK_TO_NOTICE
         self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.environment.pop("RAY_ADDRESS", None)
         self._service: subprocess.Popen[bytes] | None = None
@@ -52,7 +54,7 @@ class Rig:
         self._node: Any = None
 
     def __enter__(self) -> "Rig":
-        os.environ |= _ENVIRONMENT | {"PATH": self.environment["PATH"]}
+        os.environ |= QUICK_TO_NOTICE | {"PATH": self.environment["PATH"]}
         for attempt in range(3):  # Ray gives its node 30 s to start, which a busy machine can exceed
             try:
                 self._start_cluster()
