@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
+from pipelines.metrics import job_name
 from pipelines.preflight import Pool, Pools
 from pipelines.spec import Spec
 from workers.captions import CaptionActor
@@ -38,6 +39,7 @@ def run(
     A source whose process died gives no report.
     """
     graph = build(uris, spec, pools, output, ledger)
+    graph.set_name(job_name(output))  # what Ray calls it in the metrics of its stages
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="ray.data")  # advice on pools that have more actors than inputs

@@ -1,9 +1,10 @@
 """What a job tells Prometheus, through Ray: every node of the cluster exports these beside Ray's own numbers.
 
-Ray writes `ray_` in front of a name and `_total` behind a counter. `deploy/grafana/clipmill.json` draws them; GPU
-utilisation comes from Ray itself (`ray_node_gpus_utilization`). The driver counts, because it hears of every source and
-segment exactly once; a job that is carried on counts what it does from then on. The tag that tells jobs apart is called
-`dataset`, because Prometheus gives every series a `job` of its own.
+Ray writes `ray_` in front of a name and `_total` behind a counter. `deploy/grafana/clipmill.json` draws them. From Ray
+itself come GPU utilisation (`ray_node_gpus_utilization`), what waits before each stage and the GPUs that it holds
+(`ray_data_*`, whose tag `dataset` begins with ours: see `pipelines.graph.run`). The driver counts, because it hears of
+every source and segment exactly once; a job that is carried on counts what it does from then on. The tag that tells
+jobs apart is called `dataset`, because Prometheus gives every series a `job` of its own.
 """
 
 import logging
@@ -16,13 +17,18 @@ from pipelines.dataset import Dataset
 log = logging.getLogger("clipmill.job")
 
 
+def job_name(output: str) -> str:
+    """What a job with this output is called in its metrics."""
+    return os.environ.get("CLIPMILL_JOB") or output.rstrip("/").rpartition("/")[2]
+
+
 class Metrics:
     """Counters of one job. Ray must be connected."""
 
     def __init__(self, dataset: Dataset) -> None:
         from ray.util.metrics import Counter, Gauge
 
-        self._job = os.environ.get("CLIPMILL_JOB") or dataset.storage.root.rstrip("/").rpartition("/")[2]
+        self._job = job_name(dataset.storage.root)
 
         def counter(name: str, text: str, *tags: str) -> Any:
             return Counter(name, text, ("dataset", *tags)).set_default_tags({"dataset": self._job})
