@@ -14,6 +14,7 @@ import yaml
 from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
+from pipelines.lease import Held, leased
 from pipelines.spec import Resources, Spec, TextStage, Workers
 
 _WRITER_CPUS = 0.1
@@ -228,13 +229,17 @@ def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:
 
 @contextmanager
 def locked(storage: Storage) -> Iterator[None]:
-    """Keep a second run out of a local output folder while the block runs. The lock dies with the process.
+    """Keep a second run out of an output folder while the block runs. The lock dies with the process.
 
     Raises:
         Refused: another run holds it.
     """
     if not storage.is_local:
-        yield
+        try:
+            with leased(storage):
+                yield
+        except Held as error:
+            raise Refused(f"{storage.root}: {error}") from None
         return
     handle = os.open(storage.path(), os.O_RDONLY)
     try:
