@@ -1,5 +1,6 @@
 """`clipmill serve`, `clipmill token` and `clipmill cluster`: the service, who may use it, and a Ray for it."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -150,13 +151,23 @@ def cluster_command(cpus: int | None, gpus: int | None, port: int, dashboard_por
     command += [f"--num-gpus={gpus}"] if gpus is not None else []
     if not join:
         click.echo(f"Ray at http://127.0.0.1:{dashboard_port}, token in {path}   (Ctrl-C ends it)")
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_parent
+    )
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         sys.exit(process.wait())
     except KeyboardInterrupt:
         process.terminate()  # `ray start --block` ends what it has started
         process.wait()
+
+
+def _end_with_parent() -> None:
+    """Have Linux terminate this process, a child that is about to become Ray, when its parent is killed: Ray would run
+    on, unseen, with its ports taken."""
+    pr_set_pdeathsig = 1
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _free_port(host: str, port: int) -> int:
