@@ -140,11 +140,12 @@ def describe(job: dict[str, Any], progress: dict[str, Any]) -> str:
 
 def _list(address: str | None, ray: bool) -> None:
     if ray:
-        for each in _ray_jobs(address).list():
-            click.echo(f"{each.id}  {each.status:9}  {each.output}")
-        return
-    for job in Client(address).jobs():
-        click.echo(f"{job['id']}  {job['state']:9}  {job['owner']}  {job['output']}")
+        rows = [(each.id, each.status, str(each.output)) for each in _ray_jobs(address).list()]
+    else:
+        rows = [(job["id"], job["state"], job["owner"], job["output"]) for job in Client(address).jobs()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _ray_jobs(address: str | None) -> RayJobs:

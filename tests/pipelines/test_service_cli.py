@@ -53,6 +53,16 @@ def test_a_job_from_the_command_line(jobs: Jobs, tmp_path: Path) -> None:
     assert clipmill("status", "two").output == "succeeded\n"
 
 
+def test_the_list_is_a_table(jobs: Jobs, tmp_path: Path) -> None:
+    assert clipmill("list").output == ""
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\nscores: {text: off}\n")
+    for name in ("a", "a-longer-name"):
+        assert clipmill("submit", "job.yaml", "-o", name).output == f"{name}\n"
+    lines = clipmill("list").output.splitlines()
+    assert len({line.index("queued") for line in lines}) == 1
+    assert len({line.index("ann") for line in lines}) == 1
+
+
 def test_what_the_service_refuses_is_one_line(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "job.yaml").write_text("input: {uris: /etc}\noutput: one\n")
 
