@@ -137,6 +137,11 @@ def cluster_command(cpus: int | None, gpus: int | None, port: int, dashboard_por
     """
     from pipelines.cluster import make_token
 
+    for taken in [] if join else [each for each in (port, dashboard_port) if not _is_free(each)]:
+        refuse(
+            f"port {taken} is taken: perhaps by a Ray that runs here, or that was ended and takes half a minute; "
+            "choose others with --port and --dashboard-port"
+        )
     path = make_token()
     environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
@@ -168,6 +173,16 @@ def _end_with_parent() -> None:
     pr_set_pdeathsig = 1
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_port(host: str, port: int) -> int:

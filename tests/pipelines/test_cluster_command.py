@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from pipelines.cli import main
 from tests.pipelines.service_rig import free_port
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(300)]
@@ -59,3 +61,13 @@ def test_ray_ends_with_the_command(cluster: psutil.Process, how: signal.Signals)
     cluster.send_signal(how)
     _, left = psutil.wait_procs([cluster, *below], timeout=60)
     assert [" ".join(each.cmdline())[:200] for each in left] == []
+
+
+def test_a_port_that_is_taken_is_refused_in_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["cluster", "--port", str(port)])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert f"port {port} is taken: perhaps by a Ray that runs here" in result.output
