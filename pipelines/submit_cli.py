@@ -139,6 +139,7 @@ def describe(job: dict[str, Any], progress: dict[str, Any]) -> str:
 
 
 def _list(address: str | None, ray: bool) -> None:
+    rows: list[tuple[str, ...]]
     if ray:
         rows = [(each.id, each.status, str(each.output)) for each in _ray_jobs(address).list()]
     else:
