@@ -2,7 +2,8 @@
 
     sources -> SourceActor -> [FlowActor] -> [CaptionActor] -> [ImageActor] -> [TextActor] -> WriterActor -> driver
 
-Streaming, back-pressure and placement are Ray's. Three settings keep one bad source from hurting others:
+Streaming, back-pressure and placement are Ray's: a segment goes to an actor on the node where it was made, if one is
+free there, so nodes with GPUs want CPUs too. Three settings keep one bad source from hurting others:
 - one source is one block, and an actor has one source at a time, so that a process that dies takes no other with it;
 - an actor is restarted without limit, its task never: a source whose process died is tried again by the driver
   (`pipelines.curate`), last and counted, where Ray by default would try it for ever;
@@ -28,6 +29,7 @@ from workers.text import TextActor
 from workers.wire import Kind, messages
 from workers.writer import WriterActor
 
+_STORE_SHARE = 0.5  # of the cluster's object store, for segments between stages: beyond it, Ray would spill to disk
 _BLOCK_BYTES = 1 << 20  # a segment is a block of its own as soon as it is there, instead of waiting for more
 
 
@@ -64,6 +66,10 @@ def build(uris: Sequence[str], spec: Spec, pools: Pools, output: str, ledger: An
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     share = spec.resources.cpus if pools.elastic else None  # which pools that grow must keep to
     context.execution_options.resource_limits = ExecutionResources.for_limits(cpu=share)
+    # Ray Data holds earlier stages back when a job fills its part. Jobs side by side share it as they share the CPUs.
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    part = min(1.0, (spec.resources.cpus or cpus) / cpus) if cpus else 1.0
+    context.override_object_store_memory_limit_fraction = _STORE_SHARE * part
 
     survival: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
     batches: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", **survival}

@@ -75,3 +75,14 @@ def test_ray_is_told_of_minimum_maximum_and_shares_of_gpus() -> None:
     assert DataContext.get_current().execution_options.resource_limits.cpu == 8
     build(["a.mp4"], parse_spec(data, "test"), plan_pools(parse_spec(data, "test"), 8, gpus=2), "out", None)
     assert DataContext.get_current().execution_options.resource_limits.cpu == float("inf")
+
+
+@pytest.mark.xdist_group("ray")
+@pytest.mark.usefixtures("ray_cluster")
+def test_jobs_share_the_object_store_as_they_share_the_processors() -> None:
+    cpus = ray.cluster_resources()["CPU"]
+    whole = parse_spec({"input": {"uris": ["a.mp4"]}, "scores": {"text": "off"}}, "test")
+    part = parse_spec(whole.model_dump() | {"resources": {"cpus": 1}}, "test")
+    for spec, share in ((whole, 0.5), (part, 0.5 / cpus)):
+        build(["a.mp4"], spec, plan_pools(spec, 8), "out", None)
+        assert DataContext.get_current().override_object_store_memory_limit_fraction == pytest.approx(share)
