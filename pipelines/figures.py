@@ -42,7 +42,7 @@ def count(number: float | None) -> str:
 
 def size(number_bytes: int) -> str:
     """A file size for a person: 940 B, 20.5 kB, 1.2 GB."""
-    for unit, base in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, base in (("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number_bytes >= base:
             return f"{number_bytes / base:.1f} {unit}"
     return f"{number_bytes} B"

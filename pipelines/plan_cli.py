@@ -50,9 +50,9 @@ def plan_command(
 def show(plan: Plan, video_s: float) -> None:
     """Print a plan."""
     console = Console(highlight=False)
-    table = Table("actors of", "stages", "processor hours", "share", "actors", "alone", "balanced", box=None)
+    table = Table("actors of", "stages", "processor h", "share", "actors", "alone", "balanced", box=None)
     for column in table.columns[2:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     for group in plan.groups:
         share = f"{100 * group.cpu_hours / plan.cpu_hours:.1f} %"
         row = [group.name, ", ".join(group.stages), count(group.cpu_hours), share, str(group.actors)]
@@ -62,13 +62,23 @@ def show(plan: Plan, video_s: float) -> None:
     total = f"{count(plan.video_hours)} h of video, {count(plan.cpu_hours)} processor hours"
     console.print(f"{total}, by the rates of {video_s / 3600:.2f} h of video", soft_wrap=True)
     console.print(f"as the spec is     {_span(plan.hours)} on {plan.nodes} nodes; {plan.bottleneck} holds it up")
+    if plan.hours > 1.5 * plan.balanced_hours:
+        actors = {group.name: group.balanced for group in plan.groups}[plan.bottleneck]
+        console.print(f"                   first set {_KEYS[plan.bottleneck]} to {actors}", soft_wrap=True)
     console.print(f"actors as balanced {_span(plan.balanced_hours)}" + _price(plan))
     console.print(
         f"comes out          {count(plan.clips)} clips, {count(plan.clip_hours)} h, {size(round(plan.clip_bytes))}"
     )
 
 
+_KEYS = {"text": "scores.text.actors", "sources": "resources.source_actors"} | {
+    stage: f"resources.{stage}.actors" for stage in ("flow", "captions", "images")
+}
+
+
 def _span(hours: float) -> str:
+    if hours >= 2 * HOURS_PER_YEAR:
+        return f"{count(round(hours / HOURS_PER_YEAR))} years"
     return f"{hours / 24:.1f} days" if hours >= 48 else f"{hours:.1f} h"
 
 

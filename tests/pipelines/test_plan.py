@@ -52,6 +52,15 @@ def test_the_nodes_follow_from_the_time(sample: Dataset) -> None:
     assert plan.balanced_hours <= 6
 
 
+def test_a_pool_that_grows_is_planned_with_its_maximum(sample: Dataset) -> None:
+    plan = make_plan(
+        spec(text={"implementation": "craft", "actors": [1, 80]}), measured(sample), 1000, Node(10), nodes=10
+    )
+    groups = {group.name: group for group in plan.groups}
+    assert (groups["text"].actors, groups["text"].hours) == (80, pytest.approx(5))
+    assert plan.hours == plan.balanced_hours == pytest.approx(5)
+
+
 def test_what_was_not_measured_is_not_guessed(sample: Dataset, tmp_path: Path) -> None:
     rates = measured(sample)
     without = {stage: rate for stage, rate in rates.cpu_s.items() if stage != "text"}
@@ -72,4 +81,7 @@ def test_the_command_plans_the_papers_corpus(sample: Dataset, tmp_path: Path) ->
     assert "1858392 h of video, 929196 processor hours" in text
     assert "on 81 nodes; text holds it up" in text
     assert "29.9 days, costs 58075" in text
+    assert "as the spec is     85 years on" in text
+    assert "first set scores.text.actors to 1037" in text
+    assert max(map(len, text.splitlines())) < 100, "no column is broken into two lines"
     assert CliRunner().invoke(main, arguments).output == ("clipmill: say how much video there is: --years or --hours\n")
