@@ -4,7 +4,8 @@
 
 For a CSV and a Parquet list: `prepare` (the list is read), the survey (what is done is left out) and the committer, for
 a new job and for one of which nine tenths are done, then all rounds are handed out. Nothing is decoded: the sources
-need not exist. Each case runs in a process of its own; the peak of its memory includes Python and its libraries.
+need not exist. Each case runs in a process of its own; seconds are the processor's, and the peak of its memory includes
+Python and its libraries.
 """
 
 import argparse
@@ -56,11 +57,11 @@ def write_done(folder: Path, number: int) -> None:
 
 def work(path: Path, out: Path, answers: "SimpleQueue[str]") -> None:
     """One case; says what it took."""
-    times, began = {}, time.monotonic()
+    times, began = {}, time.process_time()
 
     def lap(name: str) -> None:
         nonlocal began
-        times[name], began = time.monotonic() - began, time.monotonic()
+        times[name], began = time.process_time() - began, time.process_time()
 
     spec = parse_spec({"input": {"uris": [str(path)]}, "output": str(out), "scores": {"text": "off"}}, "benchmark")
     dataset, named = prepare(spec)
@@ -71,7 +72,7 @@ def work(path: Path, out: Path, answers: "SimpleQueue[str]") -> None:
     lap("committer")
     rounds = found.rounds(spec.resources.round, without=())
     next(rounds)
-    started = sum(times.values()) + time.monotonic() - began
+    started = sum(times.values()) + time.process_time() - began
     left = found.pending - spec.resources.round
     assert sum(map(len, rounds)) == left
     lap("rounds")
