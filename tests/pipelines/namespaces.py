@@ -137,7 +137,10 @@ def two_nodes(folder: Path) -> Iterator[TwoNodes]:
 
 
 def _run(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["ip", *words], capture_output=True, text=True)
+    try:
+        return subprocess.run(["ip", *words], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.fail("no ip on this machine: apt-get install iproute2 (deploy/system-packages.sh does it)")
 
 
 def _ip(*words: str) -> str:
