@@ -21,6 +21,7 @@ from pipelines.live import describe, told
 from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
 from pipelines.spec import Spec
+from pipelines.spool import NoRoom
 from pipelines.survey import Named, Survey, gather, survey
 
 
@@ -75,7 +76,7 @@ def prepare(spec: Spec) -> tuple[Dataset, Named]:
     check_weights(spec)
     try:
         named = gather(find_sources(spec.input.uris, column=spec.input.column, exclude=spec.output))
-    except InputError as error:
+    except (InputError, NoRoom) as error:
         raise Refused(str(error)) from None
     if not named:
         raise Refused(f"input: no video files in {', '.join(spec.input.uris)}")
@@ -93,7 +94,10 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
     dataset, named = prepare(spec)
     with locked(dataset.storage):
         finish_compaction(dataset)
-        work = survey(named, dataset)
+        try:
+            work = survey(named, dataset)
+        except NoRoom as error:
+            raise Refused(str(error)) from None
         check_space(dataset.storage, work.pending, work.size)
         earlier = work.sources - work.pending
         progress = Progress(sources=work.sources, sources_done=earlier, earlier=earlier, later=work.pending)

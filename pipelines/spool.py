@@ -14,6 +14,10 @@ FEW = 100_000
 Value = TypeVar("Value")
 
 
+class NoRoom(Exception):
+    """The temporary folder takes no more. One line for a person."""
+
+
 class Spool(Generic[Value]):
     """Pairs, each in the part that its key belongs to, in the order of their adding. A value may be of numbers, text,
     None and tuples of these.
@@ -38,7 +42,7 @@ class Spool(Generic[Value]):
         return not self._files
 
     def add(self, pairs: Iterable[tuple[str, Value]]) -> None:
-        """Take pairs in. Raises OSError where the temporary folder takes no more."""
+        """Take pairs in. Raises NoRoom."""
         left = iter(pairs)
         while some := list(islice(left, self._few - len(self._held))):
             self._held += some
@@ -60,12 +64,17 @@ class Spool(Generic[Value]):
         yield from self._held if number is None else _divided(self._held)[number]
 
     def _spill(self) -> None:
-        if not self._files:
-            self._files = [tempfile.TemporaryFile(prefix="clipmill-") for _ in range(PARTS)]  # noqa: SIM115
-            self._sizes = [[] for _ in range(PARTS)]
-        for file, sizes, pairs in zip(self._files, self._sizes, _divided(self._held), strict=True):
-            file.seek(0, os.SEEK_END)
-            sizes.append(file.write(marshal.dumps(pairs)))  # ten times faster than pickle, for what a pair may hold
+        try:
+            if not self._files:
+                self._files = [tempfile.TemporaryFile(prefix="clipmill-") for _ in range(PARTS)]  # noqa: SIM115
+                self._sizes = [[] for _ in range(PARTS)]
+            for file, sizes, pairs in zip(self._files, self._sizes, _divided(self._held), strict=True):
+                file.seek(0, os.SEEK_END)
+                sizes.append(file.write(marshal.dumps(pairs)))  # ten times faster than pickle, for what a pair may hold
+                file.flush()
+        except OSError as error:
+            room = f"{tempfile.gettempdir()} has no room for the list of sources ({error.strerror or error})"
+            raise NoRoom(f"{room}; name another folder in TMPDIR") from None
         self._filed += len(self._held)
         self._held = []
 

@@ -58,7 +58,7 @@ class Survey:
 
 
 def gather(sources: Iterable[SourceFile]) -> Named:
-    """What the inputs name. Raises OSError where the temporary folder takes no more."""
+    """What the inputs name. Raises NoRoom."""
     named: Named = Spool()
     named.add((source.uri, source.size) for source in sources)
     named.sort()
@@ -69,7 +69,7 @@ def survey(named: Named, dataset: Dataset) -> Survey:
     """Compare what the inputs name with what the dataset has.
 
     Raises:
-        OSError: the temporary folder takes no more.
+        NoRoom: the temporary folder takes no more.
     """
     done: Spool[Earlier] = Spool()
     done.add(_rows(dataset))

@@ -1,5 +1,6 @@
 """What a run has to do, found with memory for a part of the sources at a time."""
 
+import errno
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from curation.schema import SOURCES
 from curation.segment import parquet_bytes
 from pipelines.commit import Committer
 from pipelines.contents import Contents
+from pipelines.curate import prepare
 from pipelines.dataset import Dataset
 from pipelines.inputs import SourceFile, find_sources
+from pipelines.preflight import Refused
+from pipelines.spec import parse_spec
 from pipelines.spool import Spool, parts_of
 from pipelines.survey import gather, survey
 
@@ -81,6 +85,20 @@ def test_a_run_does_what_has_no_row_or_another_size(few: int, tmp_path: Path, mo
 def test_few_sources_come_in_order(tmp_path: Path) -> None:
     found = survey(gather(SourceFile(name, None) for name in "cab"), Dataset(tmp_path))
     assert [uri for uri, _ in found.todo()] == ["a", "b", "c"]
+
+
+def test_a_temporary_folder_that_is_full_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    hold_few(monkeypatch, 3)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    (tmp_path / "list.csv").write_text("uri\n" + "".join(f"{k}.mp4\n" for k in range(5)))
+    spec = {"input": {"uris": [str(tmp_path / "list.csv")]}, "output": str(tmp_path / "out"), "scores": {"text": "off"}}
+    with pytest.raises(Refused, match=r"no room for the list of sources \(No space left on device\); name another"):
+        prepare(parse_spec(spec, "test"))
 
 
 def test_names_that_are_not_unicode_pass_through(tmp_path: Path) -> None:
