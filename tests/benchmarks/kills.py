@@ -47,19 +47,20 @@ def main() -> None:
                 jobs += 1
                 # A film counts as crashing after so many attempts; here it is not the film's fault.
                 job = rig.submit(f"job-{jobs}", resources={"attempts": 100})
-                deaths_in_a_row = 0
+                deaths = done = 0  # deaths of the driver since a film was finished
                 while rig.state(job) in ("queued", "starting", "running"):
                     time.sleep(which.expovariate(1 / options.pause))
                     if sum(killed.values()) >= options.kills:
                         rig.wait(job, seconds=3600)
                         break
                     kind = which.choices(list(KINDS), list(KINDS.values()))[0]
-                    if kind == "driver" and (deaths_in_a_row := deaths_in_a_row + 1) > 2:
+                    before, done = done, rig.client.progress(job)["sources_done"]
+                    deaths = 0 if done > before else deaths
+                    if kind == "driver" and deaths == 2:
                         continue  # a third without a finished film in between ends the job, as it should
                     if getattr(rig, f"kill_{kind}")(which):
                         killed[kind] += 1
-                        done = rig.client.progress(job)["sources_done"]
-                        deaths_in_a_row = deaths_in_a_row if kind == "driver" else 0
+                        deaths += kind == "driver"
                         print(f"{time.monotonic() - began:.0f} s: {kind} killed, {done} films done", flush=True)
                 found = rig.client.job(job)
                 if found["state"] != "succeeded":
