@@ -21,8 +21,7 @@ from pipelines.live import describe, told
 from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
 from pipelines.spec import Spec
-from pipelines.spool import NoRoom
-from pipelines.survey import Named, Survey, gather, survey
+from pipelines.survey import Named, NoRoom, Survey, gather, survey
 
 
 class JobFailed(Exception):

@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
@@ -25,6 +26,7 @@ VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
 """What a folder is searched for. A file that is named, or that a glob or a list names, is tried whatever its name."""
 
 _LISTS = ("csv", "parquet")
+_AT_ONCE = 50_000
 LONG_LIST = 100_000
 """A list with more sources is not asked about each of them: that would take longer than to begin. Their sizes are then
 unknown, so that copies of a source are found when they are read, not before."""
@@ -41,8 +43,12 @@ class SourceFile(NamedTuple):
     size: int | None
 
 
-def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | None = None) -> Iterator[SourceFile]:
-    """The sources that the inputs name, in their order; one that two of them name comes twice.
+FOUND = pa.schema([("uri", pa.binary()), ("size", pa.int64())])
+"""Sources as tables. Uris are bytes (UTF-8), since names of files need not be Unicode."""
+
+
+def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | None = None) -> Iterator[pa.Table]:
+    """The sources that the inputs name (`FOUND`), in their order; one that two of them name comes twice.
 
     Args:
         uris: inputs as `pipelines.spec.Input.uris` describes them.
@@ -60,9 +66,8 @@ def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | Non
                 policy.check(absolute(uri))
         except Forbidden as error:
             raise InputError(f"input: {error}") from None
-        for source in _expand(absolute(uri), column):
-            if skip is None or not source.uri.startswith(skip):
-                yield source
+        for found in _expand(absolute(uri), column):
+            yield found if skip is None else found.filter(pc.invert(pc.starts_with(found["uri"], os.fsencode(skip))))
 
 
 def find_duplicates(sources: Iterable[SourceFile], curated: Collection[str] = ()) -> dict[str, str]:
@@ -108,7 +113,7 @@ def absolute(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-def _expand(uri: str, column: str) -> Iterator[SourceFile]:
+def _expand(uri: str, column: str) -> Iterator[pa.Table]:
     try:
         fs, path = fsspec.core.url_to_fs(uri)
     except (ImportError, ValueError) as error:
@@ -119,20 +124,20 @@ def _expand(uri: str, column: str) -> Iterator[SourceFile]:
             matches = [entry for entry in fs.glob(path, detail=True).values() if entry["type"] == "file"]
             if not matches:
                 raise InputError(f"input: {uri}: the glob matches no file")
-            yield from (_source(fs, entry) for entry in matches)
+            yield from _tables(_source(fs, entry) for entry in matches)
         elif fs.isdir(path):
             entries = fs.find(path, detail=True).values()
             films = (entry for entry in entries if entry["name"].rpartition(".")[2].lower() in VIDEO_SUFFIXES)
-            yield from (_source(fs, entry) for entry in films)
+            yield from _tables(_source(fs, entry) for entry in films)
         elif suffix in _LISTS:
             yield from _listed(fs, path, uri, suffix, column)
         else:
-            yield _source(fs, fs.info(path))
+            yield from _tables([_source(fs, fs.info(path))])
     except (FileNotFoundError, PermissionError) as error:
         if suffix not in VIDEO_SUFFIXES:
             what = "permission denied" if isinstance(error, PermissionError) else "no such file or folder"
             raise InputError(f"input: {uri}: {what}") from None
-        yield SourceFile(uri, None)
+        yield from _tables([SourceFile(uri, None)])
 
 
 def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
@@ -141,41 +146,65 @@ def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
     return SourceFile(uri, entry.get("size"))
 
 
-def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, column: str) -> Iterator[SourceFile]:
+def _tables(sources: Iterable[SourceFile]) -> Iterator[pa.Table]:
+    left = iter(sources)
+    while some := list(islice(left, _AT_ONCE)):
+        uris, sizes = [source.uri.encode("utf-8", "surrogateescape") for source in some], [each.size for each in some]
+        yield pa.table([pa.array(uris, pa.binary()), pa.array(sizes, pa.int64())], FOUND)
+
+
+def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, column: str) -> Iterator[pa.Table]:
     """The sources that a CSV or Parquet file names."""
     folder = uri.rpartition("/")[0]
     read = _column_of_parquet if suffix == "parquet" else _column_of_csv
 
-    def uris() -> Iterator[str]:
+    def uris() -> Iterator[pa.Array]:
         try:
             with fs.open(path, "rb") as file:
-                for name in map(str.strip, read(file, uri, column)):
-                    if name:
-                        yield absolute(name if "://" in name or name.startswith("/") else f"{folder}/{name}")
+                for names in read(file, uri, column):
+                    yield _absolute(names, folder)
         except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"input: {uri}: not a readable {suffix} file ({error})") from None
 
-    found = uris()
-    first = list(islice(found, LONG_LIST + 1))
-    if len(first) > LONG_LIST:
-        yield from (SourceFile(each, None) for each in chain(first, found))
+    found, number = uris(), 0
+    first: list[pa.Array] = []
+    while number <= LONG_LIST and (some := next(found, None)) is not None:
+        first.append(some)
+        number += len(some)
+    if number > LONG_LIST:
+        yield from (pa.table([each, pa.nulls(len(each), pa.int64())], FOUND) for each in chain(first, found))
     else:
         with ThreadPoolExecutor(16) as pool:
-            yield from pool.map(_stat, first)
+            yield from _tables(pool.map(_stat, [name.decode() for some in first for name in some.to_pylist()]))
 
 
-def _column_of_csv(file: IO[bytes], uri: str, column: str) -> Iterator[str]:
+def _absolute(names: pa.Array, folder: str) -> pa.Array:
+    """Uris, as bytes, of the names in a list in this folder; without those that are empty."""
+    names = pc.utf8_trim_whitespace(names.drop_null())
+    names = names.filter(pc.not_equal(names, ""))
+    url = pc.and_not(pc.match_substring(names, "://"), pc.starts_with(names, "file://"))
+    odd = pc.or_(pc.match_substring_regex(names, "//|/[.]|/$"), pc.invert(pc.starts_with(names, "/")))
+    if not pc.all(
+        pc.or_(url, pc.invert(odd)), min_count=0
+    ).as_py():  # long lists are of plain uris, for which Python is slow
+        whole = (name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in names.to_pylist())
+        names = pa.array([absolute(name) for name in whole], pa.string())
+    return names.cast(pa.binary())
+
+
+def _column_of_csv(file: IO[bytes], uri: str, column: str) -> Iterator[pa.Array]:
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text)
         at = _place_of(column, next(rows, []), uri)
-        yield from (row[at] for row in rows if len(row) > at)
+        while some := list(islice(rows, _AT_ONCE)):
+            yield pa.array([row[at] for row in some if len(row) > at], pa.string())
 
 
-def _column_of_parquet(file: IO[bytes], uri: str, column: str) -> Iterator[str]:
+def _column_of_parquet(file: IO[bytes], uri: str, column: str) -> Iterator[pa.Array]:
     table = pq.ParquetFile(file)
     _place_of(column, table.schema_arrow.names, uri)
     for batch in table.iter_batches(columns=[column]):
-        yield from (str(name) for name in batch.column(0).to_pylist() if name is not None)
+        yield batch.column(0).cast(pa.string())
 
 
 def _place_of(column: str, columns: list[str], uri: str) -> int:

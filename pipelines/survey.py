@@ -1,28 +1,30 @@
 """What a run of a job has to do: the sources that its inputs name, less those that its dataset has already.
 
-Both may be more than memory holds. They go into spools (`pipelines.spool`), so that memory is needed for one part of
-them at a time, and for a number per source whose size is known.
+Both may be more than memory holds: DuckDB compares them, and goes to the temporary folder where its memory ends. Uris
+are bytes there, since names of files need not be Unicode.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import compress, islice
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
 
+import duckdb
 import numpy as np
+import pyarrow as pa
 
+from curation.score_table import connect
 from pipelines.dataset import Dataset
 from pipelines.inputs import SourceFile
-from pipelines.spool import Spool, parts_of
 
-Earlier = tuple[int | None, str, int]
-"""What is kept of a source's row: size in bytes, status, number of clips."""
-
-
-Named = Spool[int | None]
-"""Uris and sizes as the inputs name them, one perhaps twice."""
+MEMORY = "256MB"
+_AT_ONCE = 10_000
 
 
-@dataclass
+class NoRoom(Exception):
+    """The temporary folder takes no more. One line for a person."""
+
+
 class Survey:
     """The sources of a run, counted. `survey` makes it.
 
@@ -35,33 +37,69 @@ class Survey:
         curated: uris of those of them whose clips are in the dataset.
     """
 
-    sources: int = 0
-    pending: int = 0
-    size: int = 0
-    clips: int = 0
-    failed: int = 0
-    alike: list[SourceFile] = field(default_factory=list)
-    curated: set[str] = field(default_factory=set)
-    _named: Named = field(default_factory=Spool)
-    _wanted: list[tuple[int | None, bytes]] = field(default_factory=list)  # part, and which of its pairs are pending
+    def __init__(self, con: duckdb.DuckDBPyConnection) -> None:
+        """`con`: with the tables `named`, `done` and `pending`."""
+        self._con = con
+        (self.sources,) = self._row("SELECT count(*) FROM named")
+        self.pending, self.size = self._row("SELECT count(*), coalesce(sum(size), 0)::BIGINT FROM pending")
+        self.clips, self.failed = self._row(
+            "SELECT coalesce(sum(clips), 0)::BIGINT, count(*) FILTER (WHERE status = 'failed') FROM done"
+        )
+        shared = "SELECT size FROM named WHERE size > 0 GROUP BY size HAVING count(*) > 1"
+        alike = f"FROM named WHERE size IN ({shared})"
+        self.alike = [SourceFile(_text(uri), size) for uri, size in self._rows(f"SELECT uri, size {alike}")]
+        curated = f"SELECT uri FROM done WHERE status = 'ok' AND uri IN (SELECT uri {alike})"
+        self.curated = {_text(uri) for (uri,) in self._rows(curated)}
 
     def todo(self) -> Iterator[tuple[str, int | None]]:
-        """Uri and size of the pending sources; sorted by uri while they are few enough to be in memory."""
-        for part, wanted in self._wanted:
-            yield from compress(self._named.part(part), wanted)
+        """Uri and size of the pending sources, sorted by uri."""
+        for uri, size in self._rows("SELECT uri, size FROM pending ORDER BY uri"):
+            yield _text(uri), size
 
     def rounds(self, most: int, without: Collection[str]) -> Iterator[dict[str, int | None]]:
         """The same, but for some uris, up to `most` at a time: size by uri."""
-        left = (pair for pair in self.todo() if pair[0] not in without) if without else self.todo()
+        left = (pair for pair in self.todo() if pair[0] not in without)
         while some := dict(islice(left, most)):
             yield some
 
+    def _row(self, sql: str) -> Any:
+        return next(self._rows(sql))
 
-def gather(sources: Iterable[SourceFile]) -> Named:
-    """What the inputs name. Raises NoRoom."""
-    named: Named = Spool()
-    named.add((source.uri, source.size) for source in sources)
-    named.sort()
+    def _rows(self, sql: str) -> Iterator[Any]:
+        with _room():
+            found = self._con.cursor().execute(sql)
+            while some := found.fetchmany(_AT_ONCE):
+                yield from some
+
+
+class Named:
+    """The sources that the inputs name, some perhaps twice. `gather` makes it."""
+
+    def __init__(self) -> None:
+        self.con = connect(memory_limit=MEMORY)
+        self.con.execute("CREATE TABLE listed (uri BLOB, size BIGINT, place BIGINT)")
+        self._number = 0
+
+    def __len__(self) -> int:
+        return self._number
+
+    def add(self, found: pa.Table) -> None:
+        """Take sources in: a table as `pipelines.inputs.FOUND`."""
+        _insert(self.con, "listed", found, self._number)
+        self._number += found.num_rows
+
+
+def gather(found: Iterable[pa.Table]) -> Named:
+    """What the inputs name: tables as `pipelines.inputs.find_sources` gives them.
+
+    Raises:
+        NoRoom: see there.
+        pipelines.inputs.InputError: while they are read.
+    """
+    named = Named()
+    with _room():
+        for each in found:
+            named.add(each)
     return named
 
 
@@ -69,54 +107,54 @@ def survey(named: Named, dataset: Dataset) -> Survey:
     """Compare what the inputs name with what the dataset has.
 
     Raises:
-        NoRoom: the temporary folder takes no more.
+        NoRoom: see there.
     """
-    done: Spool[Earlier] = Spool()
-    done.add(_rows(dataset))
-    found, sizes = Survey(_named=named), [np.empty(0, np.int64)]
-    for part in parts_of(named, done):
-        earlier = dict(done.part(part))  # of two rows for a uri, the one written last
-        found.clips += sum(clips for _, _, clips in earlier.values())
-        found.failed += [status for _, status, _ in earlier.values()].count("failed")
-        mine = list(named.part(part))
-        wanted, sources = _wanted(mine, earlier)
-        found._wanted.append((part, wanted))
-        found.sources += sources
-        found.pending += sum(wanted)
-        found.size += sum(size or 0 for _, size in compress(mine, wanted))
-        sizes.append(np.array([size for size in _each_once(mine).values() if size], np.int64))
-    _find_alike(found, named, done, np.concatenate(sizes))
-    return found
+    con, rows = named.con, 0
+    with _room():
+        con.execute("CREATE TABLE stored (uri BLOB, size BIGINT, status VARCHAR, clips BIGINT, place BIGINT)")
+        for table in dataset.source_parts(["source_uri", "size_bytes", "status", "clips"]):
+            _insert(con, "stored", table.rename_columns(["uri", "size", "status", "clips"]), rows)
+            rows += table.num_rows
+        _once_each(con, "named", "listed", size="arg_min(size, place)")  # the first size that is known
+        latest = {name: f"arg_max_null({name}, place)" for name in ("size", "status", "clips")}
+        _once_each(con, "done", "stored", **latest)
+        con.execute(
+            "CREATE TABLE pending AS SELECT named.uri, named.size FROM named LEFT JOIN done ON named.uri = done.uri "
+            "WHERE done.uri IS NULL OR named.size != done.size"
+        )
+    return Survey(con)
 
 
-def _wanted(pairs: Sequence[tuple[str, int | None]], earlier: dict[str, Earlier]) -> tuple[bytes, int]:
-    """For each pair 1 if the source is pending, 0 if it is not or was named before; and how many sources these are."""
-    wanted, seen = bytearray(), set()
-    for uri, size in pairs:
-        row = earlier.get(uri)
-        new = row is None or (size is not None and row[0] not in (None, size))
-        wanted.append(new and uri not in seen)
-        seen.add(uri)
-    return bytes(wanted), len(seen)
+def _once_each(con: duckdb.DuckDBPyConnection, name: str, rows: str, **chosen: str) -> None:
+    """Make the table or view `name` of `rows`, with one row for each uri; of several, the values that are chosen."""
+    twice = f"SELECT 1 FROM {rows} GROUP BY hash(uri) HAVING count(*) > 1 LIMIT 1"
+    if con.execute(twice).fetchone() is None:  # by hash, which takes a tenth of the time
+        con.execute(f"CREATE VIEW {name} AS SELECT uri, {', '.join(chosen)} FROM {rows}")
+        return
+    values = ", ".join(f"{sql} AS {column}" for column, sql in chosen.items())
+    con.execute(f"CREATE TABLE {name} AS SELECT uri, {values} FROM {rows} GROUP BY uri")
 
 
-def _find_alike(found: Survey, named: Named, done: Spool[Earlier], sizes: np.ndarray) -> None:
-    values, counts = np.unique(sizes, return_counts=True)
-    shared = set(values[counts > 1].tolist())
-    for part in parts_of(named, done) if shared else ():
-        mine = {uri: size for uri, size in _each_once(named.part(part)).items() if size in shared}
-        found.alike += [SourceFile(uri, size) for uri, size in mine.items()]
-        earlier = dict(done.part(part))
-        found.curated |= {uri for uri in mine if uri in earlier and earlier[uri][1] == "ok"}
+def _insert(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table, place: int) -> None:
+    """Append rows to a table, with their numbers, from `place` on, as the last column."""
+    rows = rows.set_column(0, "uri", rows["uri"].cast(pa.binary()))
+    rows = rows.append_column("place", pa.array(np.arange(place, place + rows.num_rows)))
+    con.register("rows", rows)
+    con.execute(f"INSERT INTO {name} SELECT * FROM rows")
+    con.unregister("rows")
 
 
-def _each_once(pairs: Iterable[tuple[str, int | None]]) -> dict[str, int | None]:
-    """Sizes by uri; of two for one uri, the first."""
-    return dict(reversed(list(pairs)))
+def _text(uri: bytes) -> str:
+    return uri.decode("utf-8", "surrogateescape")
 
 
-def _rows(dataset: Dataset) -> Iterator[tuple[str, Earlier]]:
-    for table in dataset.source_parts(["source_uri", "size_bytes", "status", "clips"]):
-        clips = table["clips"].fill_null(0).to_pylist()
-        rows = zip(table["size_bytes"].to_pylist(), table["status"].to_pylist(), clips, strict=True)
-        yield from zip(table["source_uri"].to_pylist(), rows, strict=True)
+@contextmanager
+def _room() -> Iterator[None]:
+    """Says in one line that the temporary folder is full."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        reason = str(error).splitlines()[0]
+        raise NoRoom(
+            f"no room for the list of sources ({reason}); name another temporary folder with TMPDIR"
+        ) from error

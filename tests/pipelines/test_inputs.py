@@ -11,7 +11,6 @@ import pytest
 import pipelines.inputs
 from curation.identity import SAMPLE_BYTES, SAMPLES
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
-from pipelines.survey import gather
 
 
 @pytest.fixture
@@ -24,8 +23,9 @@ def folder(tmp_path: Path) -> Path:
 
 def found(*uris: object, **options: str) -> list[SourceFile]:
     """What a job is told to work on: each source once, sorted."""
-    spool = gather(find_sources(map(str, uris), **options))
-    return sorted({uri: SourceFile(uri, size) for uri, size in spool.part(None)}.values())
+    tables = find_sources(map(str, uris), **options)
+    rows = [SourceFile(row["uri"].decode(), row["size"]) for table in tables for row in table.to_pylist()]
+    return sorted({row.uri: row for row in rows}.values())
 
 
 def names(sources: list[SourceFile], folder: Path) -> list[str]:

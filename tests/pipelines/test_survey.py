@@ -1,10 +1,11 @@
 """What a run has to do, found with memory for a part of the sources at a time."""
 
-import errno
 import tracemalloc
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,16 +14,16 @@ from hypothesis import strategies as st
 import pipelines.inputs
 import pipelines.survey
 from curation.schema import SOURCES
+from curation.score_table import connect
 from curation.segment import parquet_bytes
 from pipelines.commit import Committer
 from pipelines.contents import Contents
 from pipelines.curate import prepare
 from pipelines.dataset import Dataset
-from pipelines.inputs import SourceFile, find_sources
+from pipelines.inputs import FOUND, find_sources
 from pipelines.preflight import Refused
 from pipelines.spec import parse_spec
-from pipelines.spool import Spool, parts_of
-from pipelines.survey import gather, survey
+from pipelines.survey import Named, gather, survey
 
 
 def store(dataset: Dataset, *rows: dict[str, Any], name: str = "part-00000") -> None:
@@ -30,49 +31,20 @@ def store(dataset: Dataset, *rows: dict[str, Any], name: str = "part-00000") -> 
     dataset.storage.write(f"sources/{name}.parquet", parquet_bytes(table))
 
 
-def hold_few(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
-    class Small(Spool[Any]):
-        def __init__(self) -> None:
-            super().__init__(few)
-
-    monkeypatch.setattr(pipelines.survey, "Spool", Small)
+def named(*sources: tuple[str, int | None]) -> Named:
+    uris = pa.array([uri.encode("utf-8", "surrogateescape") for uri, _ in sources], pa.binary())
+    return gather([pa.table([uris, pa.array([size for _, size in sources], pa.int64())], FOUND)])
 
 
-PAIRS = st.lists(st.tuples(st.text(max_size=3), st.none() | st.integers(0, 9)), max_size=40)
-
-
-@settings(deadline=None, max_examples=60)
-@given(PAIRS, PAIRS, st.integers(1, 10))
-def test_a_spool_gives_back_what_it_got_with_the_pairs_of_a_key_together(
-    pairs: list[Any], others: list[Any], few: int
-) -> None:
-    spool, other = Spool[int | None](few), Spool[int | None](1000)
-    spool.add(pairs)
-    other.add(others)
-    assert (len(spool), spool.in_memory) == (len(pairs), len(pairs) < few)
-    assert sorted(spool.part(None), key=repr) == sorted(pairs, key=repr)
-    seen: set[str] = set()
-    for part in parts_of(spool, other):
-        mine, theirs = list(spool.part(part)), list(other.part(part))
-        keys = {key for key, _ in mine + theirs}
-        assert not keys & seen
-        seen |= keys
-        for key in keys:  # in the order in which they were added
-            assert [pair for pair in mine if pair[0] == key] == [pair for pair in pairs if pair[0] == key]
-    assert seen == {key for key, _ in pairs + others}
-
-
-@pytest.mark.parametrize("few", [3, 1000])
-def test_a_run_does_what_has_no_row_or_another_size(few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hold_few(monkeypatch, few)
+def test_a_run_does_what_has_no_row_or_another_size(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path)
     store(dataset, {"source_uri": "done", "size_bytes": 5, "clips": 2, "source_id": "d"})
     store(dataset, {"source_uri": "grown", "size_bytes": 6, "clips": 3}, name="part-live-000000")
     store(dataset, {"source_uri": "failed", "size_bytes": 7, "status": "failed"}, name="part-live-000001")
     store(dataset, {"source_uri": "grown", "size_bytes": 8, "clips": 4}, name="part-live-000002")
     sources = [("new", 8), ("grown", 9), ("done", 5), ("new", 1), ("failed", None), ("unknown", None), ("twin", 5)]
-    found = survey(gather(SourceFile(*each) for each in sources), dataset)
-    assert sorted(found.todo(), key=str) == [("grown", 9), ("new", 8), ("twin", 5), ("unknown", None)]
+    found = survey(named(*sources), dataset)
+    assert list(found.todo()) == [("grown", 9), ("new", 8), ("twin", 5), ("unknown", None)]
     assert (found.sources, found.pending, found.size) == (6, 4, 8 + 9 + 5)
     assert (found.clips, found.failed) == (2 + 4, 1)
     assert sorted(found.alike) == [("done", 5), ("twin", 5)]
@@ -82,36 +54,57 @@ def test_a_run_does_what_has_no_row_or_another_size(few: int, tmp_path: Path, mo
     assert {uri: size for some in rounds for uri, size in some.items()} == {"grown": 9, "new": 8, "twin": 5}
 
 
-def test_few_sources_come_in_order(tmp_path: Path) -> None:
-    found = survey(gather(SourceFile(name, None) for name in "cab"), Dataset(tmp_path))
-    assert [uri for uri, _ in found.todo()] == ["a", "b", "c"]
+def test_sources_come_in_order_with_names_that_are_not_unicode(tmp_path: Path) -> None:
+    found = survey(named(("c", None), ("film-\udcff.mp4", 3), ("b", None)), Dataset(tmp_path))
+    assert list(found.todo()) == [("b", None), ("c", None), ("film-\udcff.mp4", 3)]
+    assert list(found.rounds(2, without=())) == [{"b": None, "c": None}, {"film-\udcff.mp4": 3}]
+    assert (found.alike, found.curated) == ([], set())
+
+
+SOME = st.lists(st.tuples(st.sampled_from("abcdef"), st.none() | st.integers(1, 3)), max_size=12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(SOME, SOME)
+def test_it_is_what_dictionaries_would_say(sources: list[Any], rows: list[Any]) -> None:
+    with TemporaryDirectory() as folder:
+        dataset = Dataset(folder)
+        store(dataset, *({"source_uri": uri, "size_bytes": size, "clips": 1} for uri, size in rows))
+        found = survey(named(*sources), dataset)
+    done = dict(rows)
+    first = {uri: next((size for name, size in sources if name == uri and size), None) for uri, _ in sources}
+    pending = {
+        uri: size for uri, size in first.items()
+        if uri not in done or (size is not None and done[uri] not in (None, size))
+    }  # fmt: skip
+    assert dict(found.todo()) == pending
+    assert (found.sources, found.pending, found.clips) == (len(first), len(pending), len(done))
+    sizes = [size for size in first.values() if size]
+    assert sorted(found.alike) == sorted((u, size) for u, size in first.items() if size and sizes.count(size) > 1)
 
 
 def test_a_temporary_folder_that_is_full_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(**_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(**options: Any) -> duckdb.DuckDBPyConnection:
+        con = connect(**options)
+        con.execute("SET max_temp_directory_size = '1MB'")
+        return con
 
-    hold_few(monkeypatch, 3)
-    monkeypatch.setattr("tempfile.TemporaryFile", full)
-    (tmp_path / "list.csv").write_text("uri\n" + "".join(f"{k}.mp4\n" for k in range(5)))
+    monkeypatch.setattr(pipelines.survey, "MEMORY", "8MB")
+    monkeypatch.setattr(pipelines.survey, "connect", full)
+    monkeypatch.setattr(pipelines.inputs, "LONG_LIST", 100)
+    (tmp_path / "list.csv").write_text("uri\n" + "".join(f"{'x' * 100}{k}.mp4\n" for k in range(200_000)))
     spec = {"input": {"uris": [str(tmp_path / "list.csv")]}, "output": str(tmp_path / "out"), "scores": {"text": "off"}}
-    with pytest.raises(Refused, match=r"no room for the list of sources \(No space left on device\); name another"):
+    with pytest.raises(Refused, match=r"no room for the list of sources \(.*\); name another .* TMPDIR"):
         prepare(parse_spec(spec, "test"))
-
-
-def test_names_that_are_not_unicode_pass_through(tmp_path: Path) -> None:
-    spool = Spool[None](few=1)
-    spool.add([("film-\udcff.mp4", None)])
-    assert list(spool.part(None)) == [("film-\udcff.mp4", None)]
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 def test_a_list_is_not_held_in_memory(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memory for a list, and for what is done of it, hardly grows with it."""
-    hold_few(monkeypatch, 5000)
+    """Python's memory for a list, and for what is done of it, hardly grows with it; DuckDB's is bounded."""
     monkeypatch.setattr(pipelines.inputs, "LONG_LIST", 5000)
+    monkeypatch.setattr(pipelines.inputs, "_AT_ONCE", 5000)
 
     def peak(number: int) -> int:
         path, dataset = tmp_path / f"{number}.{kind}", Dataset(tmp_path / f"{number}")
