@@ -185,7 +185,7 @@ def _encoder(model: ModelConfig, name: str) -> Any:
             return None
         load: Any = _load_text_encoder if name == "text_encoder" else _load_image_encoder
         folder = directory if name == "image_encoder" else directory / name
-        encoder = load(folder, torch.float32)
+        encoder = load(folder, torch.float32, False)
         if encoder is None:
             raise ConfigError(f"model.{name}: {directory} holds no {name}/")
     return encoder.requires_grad_(False).eval()

@@ -204,6 +204,20 @@ def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards:
     torch.testing.assert_close(orbit(both, torch.zeros(1), context, more), expected)
 
 
+def test_frozen_networks_come_from_the_directories_that_the_configuration_names(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320")
+    made = starting_point(config, config.stages[0], None, None)
+    made.save(tmp_path / "model")
+    place = str(tmp_path / "model")
+    named = replace(config.model, autoencoder=place, image_encoder=place, text_encoder=place)
+    read = starting_point(replace(config, model=named, seed=1), config.stages[0], None, None)
+    for kind in ("image_encoder", "text_encoder"):
+        before, after = (getattr(model, kind).state_dict() for model in (made, read))
+        assert before.keys() == after.keys(), kind
+        assert all(torch.equal(before[name], after[name]) for name in before), kind
+    assert read.autoencoder.kind == made.autoencoder.kind
+
+
 def test_only_what_a_stage_trains_changes(tmp_path: Path, shards: Path) -> None:
     config = _config(tmp_path / "run", shards, "preset: image-noise-schedule")
     before = starting_point(config, config.stages[0], None, None).unet.state_dict()
