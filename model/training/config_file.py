@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -14,8 +16,17 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from model.data.shards import CAPTION_COLUMNS
 from model.training.config import StageConfig, TrainConfig
 from model.training.presets import DOCS, PRESETS, preset
+
+LEAST = {
+    "data.workers": 0, "data.prefetch": 1, "data.window_shards": 1,
+    "compute.micro_batch": 1, "compute.replicate": 1, "compute.threads": 0, "compute.encode_chunk": 1,
+    "saving.every": 1, "saving.keep": 1, "saving.validate_every": 0, "saving.validation_clips": 1,
+    "saving.validation_steps": 1, "saving.log_every": 1,
+}  # fmt: skip
+"""The least value of each whole number that is not a stage's."""
 
 
 class ConfigError(Exception):
@@ -62,7 +73,10 @@ def parse_config(text: str, source: str = "configuration") -> TrainConfig:
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: a mapping with `output`, `data` and `stages` is needed")
     raw = dict(raw)
-    raw["stages"] = [_with_preset(stage, f"{source}: stages.{i}") for i, stage in enumerate(raw.get("stages") or [])]
+    stages = raw.get("stages") or []
+    if not isinstance(stages, list):
+        raise ConfigError(f"{source}: stages: a list is needed, such as `- preset: video-256`")
+    raw["stages"] = [_with_preset(stage, f"{source}: stages.{i}") for i, stage in enumerate(stages)]
     try:
         config = TypeAdapter(TrainConfig).validate_python(raw)
     except ValidationError as error:
@@ -82,8 +96,10 @@ def _with_preset(stage: Any, where: str) -> Any:
         if tiny:
             raise ConfigError(f"{where}.tiny: needs a preset")
         return given
+    if not isinstance(tiny, bool):
+        raise ConfigError(f"{where}.tiny: {tiny!r}; true or false")
     try:
-        start = preset(name, tiny=bool(tiny))
+        start = preset(str(name), tiny=tiny)
     except KeyError as error:
         raise ConfigError(f"{where}.preset: {error.args[0]}") from error
     return {f.name: getattr(start, f.name) for f in fields(start)} | given
@@ -101,6 +117,14 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
     Raises:
         ConfigError: names the key.
     """
+    for path, least in LEAST.items():
+        section, key = path.split(".")
+        if (value := getattr(getattr(config, section), key)) < least:
+            raise ConfigError(f"{source}: {path}: {value}; at least {least}")
+    if config.saving.peak_tflops is not None and not config.saving.peak_tflops > 0:
+        raise ConfigError(f"{source}: saving.peak_tflops: {config.saving.peak_tflops}; more than 0, or leave it out")
+    if not config.output:
+        raise ConfigError(f"{source}: output: empty; name the folder of the run")
     if not config.stages:
         raise ConfigError(f"{source}: stages: at least one is needed; presets: {', '.join(PRESETS)}")
     names = [stage.name for stage in config.stages]
@@ -108,12 +132,25 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
         raise ConfigError(f"{source}: stages: two have the same name; set `name`")
     for stage in config.stages:
         at = f"{source}: stages.{stage.name}"
+        _check_numbers(stage, at)
+        if not stage.name or {"/", "\\"} & set(stage.name):
+            raise ConfigError(f"{source}: stages: name {stage.name!r}: it names a folder; no / and not empty")
         for key in ("frames", "height", "width", "steps", "global_batch", "learning_rate", "max_grad_norm"):
             if getattr(stage, key) <= 0:
                 raise ConfigError(f"{at}.{key}: {getattr(stage, key)}; more than 0 is needed")
-        for key in ("drop_context", "drop_concat", "image_share", "ema_decay"):
+        for key in ("drop_context", "drop_concat", "image_share", "ema_decay", "beta1", "beta2"):
             if not 0 <= getattr(stage, key) < 1:
                 raise ConfigError(f"{at}.{key}: {getattr(stage, key)}; 0 or more, below 1")
+        for key in ("warmup_steps", "weight_decay", "p_std", "augmentation_std"):
+            if getattr(stage, key) < 0:
+                raise ConfigError(f"{at}.{key}: {getattr(stage, key)}; 0 or more")
+        if stage.lora is not None and stage.lora.rank < 1:
+            raise ConfigError(f"{at}.lora.rank: {stage.lora.rank}; at least 1")
+        _check_captions(stage.caption_weights, at)
+        try:
+            re.compile(stage.trainable)
+        except re.error as error:
+            raise ConfigError(f"{at}.trainable: {stage.trainable!r} is no regular expression: {error}") from error
         if not 0 < stage.fps[0] <= stage.fps[1]:
             raise ConfigError(f"{at}.fps: {list(stage.fps)}; two rates above 0, the smaller one first")
         if stage.task != "text_to_video" and stage.frames < 2:
@@ -126,8 +163,6 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
             after = config.stages[config.stages.index(stage) + 1]
             if after.lora is None:
                 raise ConfigError(f"{at}.lora: the full stage {after.name} cannot start from adapters; put it first")
-        if stage.p_std < 0:
-            raise ConfigError(f"{at}.p_std: {stage.p_std}; 0 or more")
         if stage.global_batch % config.compute.micro_batch:
             raise ConfigError(
                 f"{at}.global_batch: {stage.global_batch} is no multiple of compute.micro_batch "
@@ -137,8 +172,22 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
         raise ConfigError(f"{source}: data.shards: empty; name the shards `clipmill export` wrote")
     if config.compute.exact and config.compute.replicate > 1:
         raise ConfigError(f"{source}: compute.exact: sums over one group of ranks only; set compute.replicate to 1")
-    if config.saving.keep < 1:
-        raise ConfigError(f"{source}: saving.keep: at least 1")
+
+
+def _check_numbers(stage: StageConfig, at: str) -> None:
+    """YAML has `.nan` and `.inf`, which no comparison refuses."""
+    for each in fields(stage):
+        value = getattr(stage, each.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{at}.{each.name}: {value}; a finite number is needed")
+
+
+def _check_captions(weights: Mapping[str, float], at: str) -> None:
+    for kind, weight in weights.items():
+        if kind not in CAPTION_COLUMNS:
+            raise ConfigError(f"{at}.caption_weights.{kind}: unknown kind; known: {', '.join(CAPTION_COLUMNS)}")
+        if not 0 <= weight < math.inf:
+            raise ConfigError(f"{at}.caption_weights.{kind}: {weight}; 0 or more")
 
 
 def render(config: TrainConfig) -> str:

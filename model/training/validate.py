@@ -28,6 +28,10 @@ def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = 
     here = ranks if device.type == "cpu" else 1
     free = available_memory(device, here) if memory_gib is None else int(memory_gib * 2**30)
     previous: VideoModel | None = None
+    if ranks % config.compute.replicate:
+        raise ConfigError(
+            f"compute.replicate: {config.compute.replicate} copies of the model on {ranks} ranks do not come out"
+        )
     for stage in config.stages:
         try:
             micro_batches(stage.global_batch, config.compute.micro_batch, 0, ranks)

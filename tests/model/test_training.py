@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 from model.data.shards import DataError
@@ -28,6 +29,7 @@ from model.training.presets import PRESETS, preset, tiny_variant
 from model.training.run import run
 from model.training.stage import NonFiniteLoss
 from model.training.starting_point import starting_point
+from model.training.validate import validate
 from model.unet import UNetConfig, VideoUNet
 from tests.model.training_shards import make_shards
 
@@ -118,11 +120,54 @@ def test_every_field_is_explained_and_a_rendered_configuration_loads_again() -> 
         ("drop_context: 1.5", r"drop_context"),
         ("fps: [9, 3]", r"fps"),
         ("image_share: 0.5", r"text_to_video"),
+        ("learning_rate: .nan", r"learning_rate: nan; a finite number"),
+        ("p_mean: .inf", r"p_mean: inf; a finite number"),
+        ("beta2: 1", r"beta2: 1\.0; 0 or more, below 1"),
+        ("augmentation_std: -1", r"augmentation_std: -1\.0; 0 or more"),
+        ("weight_decay: -1", r"weight_decay: -1\.0; 0 or more"),
+        ("lora: {rank: 0}", r"lora\.rank: 0; at least 1"),
+        ("trainable: '('", r"trainable: '\(' is no regular expression"),
+        ("caption_weights: {coca: 1}", r"caption_weights\.coca: unknown kind; known: spatial, temporal, merged"),
+        ("caption_weights: {spatial: -1}", r"caption_weights\.spatial: -1\.0; 0 or more"),
+        ("name: ../elsewhere", r"name '\.\./elsewhere'.*no /"),
+        ("name: ''", r"name ''.*not empty"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(tmp_path: Path, change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         _config(tmp_path, tmp_path, f"preset: image-to-video-320, {change}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("compute: {micro_batch: 0}", r"compute\.micro_batch: 0; at least 1"),
+        ("compute: {replicate: 0}", r"compute\.replicate: 0; at least 1"),
+        ("compute: {threads: -1}", r"compute\.threads: -1; at least 0"),
+        ("compute: {encode_chunk: 0}", r"compute\.encode_chunk: 0; at least 1"),
+        ("saving: {every: 0}", r"saving\.every: 0; at least 1"),
+        ("saving: {log_every: 0}", r"saving\.log_every: 0; at least 1"),
+        ("saving: {validation_steps: 0}", r"saving\.validation_steps: 0; at least 1"),
+        ("saving: {peak_tflops: 0}", r"saving\.peak_tflops: 0\.0; more than 0"),
+        ("data: {shards: [x], workers: -1}", r"data\.workers: -1; at least 0"),
+        ("data: {shards: [x], prefetch: 0}", r"data\.prefetch: 0; at least 1"),
+        ("output: ''", r"output: empty"),
+        ("stages: {preset: video-256}", r"stages: a list is needed"),
+        ("stages: [{preset: [video-256]}]", r"stages\.0\.preset: no preset is called .*; known"),
+        ("stages: [{preset: video-256, tiny: maybe}]", r"stages\.0\.tiny: 'maybe'; true or false"),
+    ],
+)
+def test_a_bad_value_outside_the_stages_is_refused_with_its_path(change: str, message: str) -> None:
+    whole = {"output": "run", "data": {"shards": ["x"]}, "stages": [{"preset": "video-256"}]}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(yaml.safe_dump(whole | yaml.safe_load(change)))
+
+
+def test_validation_refuses_replicas_that_do_not_come_out(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path, shards, "preset: image-to-video-320")
+    odd = replace(config, compute=replace(config.compute, replicate=3))
+    with pytest.raises(ConfigError, match=r"compute\.replicate: 3 copies of the model on 2 ranks"):
+        list(validate(odd, ranks=2))
 
 
 def test_a_size_the_network_cannot_take_says_which_would_do(tmp_path: Path, shards: Path) -> None:
