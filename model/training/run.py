@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from model.data.order import micro_batches
+from model.data.shards import DataError
 from model.tasks.video_model import VideoModel
 from model.training.checkpoint import CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
@@ -23,7 +24,7 @@ from model.training.launch import Ranks, process_group
 from model.training.stage import StageTrainer, stage_settings
 from model.training.stage_data import StageData, motion_map, stage_data
 from model.training.starting_point import starting_point
-from model.training.validation import Validation
+from model.training.validation import Validation, validation_clips
 
 log = logging.getLogger("clipmill.train")
 
@@ -39,11 +40,15 @@ def run(config: TrainConfig) -> Path:
     with process_group(threads=config.compute.threads) as ranks, _stop_on_signal() as asked:
         _quiet(ranks)
         previous: VideoModel | None = None
+        started = False
         for number, stage in enumerate(config.stages, start=1):
             folder = stage_folder(config, number)
             result = folder / (LORA if stage.lora is not None else MODEL)
             if not is_done(config, number):
                 trainer = prepare(config, stage, folder, previous, ranks, stop_asked=asked.is_set)
+                if not started:
+                    _check_later(config, number, trainer.model, ranks)
+                    started = True
                 trainer.run(Validation(trainer) if config.saving.validate_every else None)
                 export_stage(trainer, result)
                 dist.barrier(ranks.control)
@@ -98,10 +103,7 @@ def prepare(
         ConfigError: sizes, ranks or memory do not fit.
         DataError: the shards do not.
     """
-    try:
-        micro_batches(stage.global_batch, config.compute.micro_batch, ranks.rank, ranks.world)
-    except ValueError as error:
-        raise ConfigError(f"stage {stage.name}: {error}") from error
+    _divides(config, stage, ranks)
     model = starting_point(config, stage, previous, previous.description.motion if previous else None)
     data = _data(config, stage, model)
     motion = motion_map(data, model.description.motion)
@@ -120,11 +122,39 @@ def prepare(
     return StageTrainer(config, stage, folder, model, data, ranks, stop_asked=stop_asked, reading=reading)
 
 
-def _data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:
+def _check_later(config: TrainConfig, number: int, model: VideoModel, ranks: Ranks) -> None:
+    """Refuse now what would stop a stage behind number `number`, after all the training before it.
+
+    Raises:
+        ConfigError: ranks, sizes or memory do not fit.
+        DataError: the shards do not.
+    """
+    free = available_memory(ranks.device, ranks.local_world)
+    for stage in config.stages[number:]:
+        _divides(config, stage, ranks)
+        _data(config, stage, model)
+        estimate = memory_of(config, stage, model, ranks.world)  # its network has at most a few more inputs
+        if estimate.total > free:
+            raise ConfigError(too_large(stage, estimate, free, config))
+
+
+def _divides(config: TrainConfig, stage: StageConfig, ranks: Ranks) -> None:
     try:
-        return stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
+        micro_batches(stage.global_batch, config.compute.micro_batch, ranks.rank, ranks.world)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name}: {error}") from error
+
+
+def _data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:
+    try:
+        data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
+        if config.saving.validate_every:
+            validation_clips(config.data, stage, data.table)
+    except ValueError as error:
+        raise ConfigError(f"stage {stage.name}: {error}") from error
+    except DataError as error:
+        raise DataError(f"stage {stage.name}: {error}") from error
+    return data
 
 
 def memory_of(config: TrainConfig, stage: StageConfig, model: VideoModel, ranks: int) -> MemoryEstimate:

@@ -21,8 +21,22 @@ from model.tasks.image_to_video import ImageToVideo
 from model.tasks.interpolation import Interpolation
 from model.tasks.orbit import Orbit
 from model.tasks.text_to_video import TextToVideo
+from model.training.config import DataConfig, StageConfig
 from model.training.stage import StageTrainer
 from model.video_io import write_video
+
+
+def validation_clips(data: DataConfig, stage: StageConfig, trained: SampleTable) -> tuple[SampleTable, np.ndarray]:
+    """The clips that can be sampled, and the table they are in: their own shards, or else those that are trained on.
+
+    Raises:
+        DataError: a shard cannot be used, or no clip suits the stage.
+    """
+    table = SampleTable.open(data.validation) if data.validation else trained
+    wanted = Wanted(
+        stage.frames, stage.fps, stage.camera, stage.task == "text_to_video", elevation=stage.task == "orbit"
+    )
+    return table, select(table, wanted).samples
 
 
 class Validation:
@@ -30,12 +44,8 @@ class Validation:
 
     def __init__(self, trainer: StageTrainer) -> None:
         self.trainer = trainer
-        stage, data, saving = trainer.stage, trainer.config.data, trainer.config.saving
-        table = SampleTable.open(data.validation) if data.validation else trainer.data.table
-        wanted = Wanted(
-            stage.frames, stage.fps, stage.camera, stage.task == "text_to_video", elevation=stage.task == "orbit"
-        )
-        chosen = select(table, wanted).samples
+        saving = trainer.config.saving
+        table, chosen = validation_clips(trainer.config.data, trainer.stage, trainer.data.table)
         ranks = trainer.ranks
         each = max(1, math.ceil(saving.validation_clips / ranks.world))
         bucket = trainer.data.dataset.sources[0].bucket

@@ -178,6 +178,25 @@ def test_a_size_the_network_cannot_take_says_which_would_do(tmp_path: Path, shar
     assert not list((tmp_path / "run").rglob("step-*"))
 
 
+def test_a_later_stage_that_cannot_run_is_refused_before_the_first_one_trains(tmp_path: Path, shards: Path) -> None:
+    first = "preset: image-to-video-320"
+    for later, message in (
+        ("preset: camera-zooming", r"stage camera-zooming: .*are not labelled zooming"),
+        ("preset: image-to-video-576, height: 30", r"stage image-to-video-576: size 30x32.*multiples of 8"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            run(_config(tmp_path / "run", shards, first, later))
+    assert not list((tmp_path / "run").rglob("step-*"))
+    assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
+def test_shards_of_validation_are_looked_at_before_the_run(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path, shards, "preset: image-to-video-320", validate=1)
+    nowhere = replace(config, data=replace(config.data, validation=(str(tmp_path / "nowhere"),)))
+    with pytest.raises(DataError, match=r"stage image-to-video-320: .*nowhere: no shard there"):
+        list(validate(nowhere))
+
+
 def test_the_command_line_explains_itself(tmp_path: Path, shards: Path) -> None:
     cli = CliRunner()
     assert "video-256" in cli.invoke(command, ["template"]).output
