@@ -85,17 +85,20 @@ def find_shards(urls: Iterable[str]) -> list[str]:
     """Tar files named by paths, folders or globs (fsspec), sorted.
 
     Raises:
-        ShardError: nothing there.
+        ShardError: nothing there, or the store cannot be asked.
     """
     found: list[str] = []
     for url in urls:
-        fs, path = fsspec.core.url_to_fs(url)
-        if any(c in path for c in "*?["):
-            paths = fs.glob(path)
-        elif fs.isdir(path):
-            paths = fs.glob(path.rstrip("/") + "/*.tar")
-        else:
-            paths = [path] if fs.exists(path) else []
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+            if any(c in path for c in "*?["):
+                paths = fs.glob(path)
+            elif fs.isdir(path):
+                paths = fs.glob(path.rstrip("/") + "/*.tar")
+            else:
+                paths = [path] if fs.exists(path) else []
+        except Exception as error:  # of whichever store it is: no credentials, no such protocol, its package missing
+            raise ShardError(f"{url}: cannot be listed: {type(error).__name__}: {error}") from error
         if not paths:
             raise ShardError(
                 f"{url}: no shard there. Name a .tar, a folder of .tar files or a glob: what `clipmill export` writes"

@@ -13,6 +13,7 @@ import cv2
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ from model.data.loader import load_batches
 from model.data.order import BatchPlan, EpochOrder, micro_batches
 from model.data.randomness import Purpose, Streams
 from model.data.selection import SampleTable, Wanted, select
-from model.data.shards import DataError, SampleError, ShardError, open_shard, read_member, reindex
+from model.data.shards import DataError, SampleError, ShardError, find_shards, open_shard, read_member, reindex
 from tests.media import Shot, make_film
 from tests.model.training_shards import clip, encode, make_shards, moving_square, write_shard
 
@@ -209,6 +210,20 @@ def test_a_missing_shard_is_named(tmp_path: Path, one: Path) -> None:
     one.unlink()
     with pytest.raises(ShardError, match=r"000000\.tar: the shard is gone"):
         dataset[(0, 0)]
+
+
+def test_a_store_that_cannot_be_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentials(Exception):
+        """As botocore's: no OSError."""
+
+    def refuse(*_: object) -> None:
+        raise NoCredentials("unable to locate credentials")
+
+    with pytest.raises(ShardError, match=r"nonsense://bucket/x: cannot be listed: .*[Pp]rotocol"):
+        find_shards(["nonsense://bucket/x"])
+    monkeypatch.setattr(MemoryFileSystem, "isdir", refuse)
+    with pytest.raises(ShardError, match=r"memory://x: cannot be listed: NoCredentials: unable to locate"):
+        find_shards(["memory://x"])
 
 
 def test_a_truncated_shard_is_refused_before_training(one: Path) -> None:
