@@ -65,10 +65,16 @@ def read_manifest(folder: Path, step: int) -> Manifest:
     """The manifest of a checkpoint, after checking that its files are whole.
 
     Raises:
-        CheckpointProblem: a file is missing or has another size.
+        CheckpointProblem: a file is missing or has another size, or the manifest is none.
     """
     path = path_of(folder, step)
-    manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
+    try:
+        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
+    except (ValueError, TypeError) as error:
+        raise CheckpointProblem(
+            f"{path / MANIFEST} cannot be read ({error}): the checkpoint was damaged. "
+            f"Remove {path} to go on from the one before"
+        ) from error
     for name, size in manifest.files.items():
         found = (path / name).stat().st_size if (path / name).exists() else None
         if found != size:
@@ -232,7 +238,10 @@ class Checkpointer:
         try:
             dcp.load(state, storage_reader=dcp.FileSystemReader(path), process_group=self._group)
         except (CheckpointException, RuntimeError, ValueError) as error:
-            raise CheckpointProblem(f"{path} cannot be read: {_root_cause(error)}") from error
+            raise CheckpointProblem(
+                f"{path} cannot be read: {_root_cause(error)}. If it was damaged, remove {path} to go on from the one "
+                "before"
+            ) from error
 
     def names(self, step: int) -> set[str]:
         """The tensors a checkpoint holds."""
@@ -264,7 +273,7 @@ def _root_cause(error: BaseException) -> str:
         error = next(iter(error.failures.values()))[0]
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {error}".strip()
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]  # torch's own go on with a stack
 
 
 def _sync_folder(folder: Path) -> None:

@@ -112,6 +112,23 @@ def test_half_a_checkpoint_is_never_taken_for_one(output: Path, shards: Path) ->
     assert _logged(output) == [1, 2]
 
 
+@pytest.mark.parametrize("left", ['{"step": 2, "set', "[]", '{"step": 2}'])
+def test_a_damaged_manifest_is_named_with_the_way_out(output: Path, shards: Path, left: str) -> None:
+    shutil.rmtree(output / "01-a" / "model")
+    newest = path_of(output / "01-a" / "checkpoints", 2)
+    (newest / "manifest.json").write_text(left)
+    with pytest.raises(CheckpointProblem, match=r"step-00000002/manifest\.json cannot be read.*Remove .*step-00000002"):
+        run(_config(output, shards))
+
+
+def test_damaged_tensors_of_the_right_size_are_named_with_the_way_out(output: Path, shards: Path) -> None:
+    shutil.rmtree(output / "01-a" / "model")
+    tensors = next(path_of(output / "01-a" / "checkpoints", 2).glob("*.distcp"))
+    tensors.write_bytes(bytes(tensors.stat().st_size))
+    with pytest.raises(CheckpointProblem, match=r"step-00000002 cannot be read: .*remove .*step-00000002"):
+        run(_config(output, shards))
+
+
 def test_whatever_stops_the_writer_is_reported(
     output: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
