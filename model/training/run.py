@@ -103,7 +103,7 @@ def prepare(
         ConfigError: sizes, ranks or memory do not fit.
         DataError: the shards do not.
     """
-    _divides(config, stage, ranks)
+    check_ranks(config, stage, ranks.world)
     model = starting_point(config, stage, previous, previous.description.motion if previous else None)
     data = _data(config, stage, model)
     motion = motion_map(data, model.description.motion)
@@ -131,16 +131,21 @@ def _check_later(config: TrainConfig, number: int, model: VideoModel, ranks: Ran
     """
     free = available_memory(ranks.device, ranks.local_world)
     for stage in config.stages[number:]:
-        _divides(config, stage, ranks)
+        check_ranks(config, stage, ranks.world)
         _data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks.world)  # its network has at most a few more inputs
         if estimate.total > free:
             raise ConfigError(too_large(stage, estimate, free, config))
 
 
-def _divides(config: TrainConfig, stage: StageConfig, ranks: Ranks) -> None:
+def check_ranks(config: TrainConfig, stage: StageConfig, world: int) -> None:
+    """Refuse a number of ranks that the batch or the replicas do not divide into. Raises ConfigError."""
+    if world % config.compute.replicate:
+        raise ConfigError(
+            f"compute.replicate: {config.compute.replicate} copies of the model on {world} ranks do not come out"
+        )
     try:
-        micro_batches(stage.global_batch, config.compute.micro_batch, ranks.rank, ranks.world)
+        micro_batches(stage.global_batch, config.compute.micro_batch, 0, world)
     except ValueError as error:
         raise ConfigError(f"stage {stage.name}: {error}") from error
 

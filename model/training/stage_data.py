@@ -41,7 +41,7 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
         ValueError: an impossible size.
     """
     streams = Streams(seed, stage.name)
-    table = SampleTable.open(data.shards)
+    table = pictures = SampleTable.open(data.shards)
     choices = sizes(stage.height, stage.width, size_multiple, by_aspect=stage.aspect_buckets)
     wanted = Wanted(
         frames=stage.frames,
@@ -57,7 +57,8 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     if stage.frames == 1:
         groups = [(t, replace(b, image=True), m) for t, b, m in groups]
     elif stage.image_share:
-        pictures = SampleTable.open(data.images) if data.images else table
+        if data.images:
+            pictures = SampleTable.open(data.images)
         images = select(pictures, wanted, image=True)
         extra = [(pictures, bucket, m) for bucket, m in by_bucket(pictures, images, 1, choices, image=True)]
         share = stage.image_share / (1 - stage.image_share) * sum(weights)
@@ -80,7 +81,8 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     )
     if len(groups) > 1:
         summary += " in shapes " + ", ".join(f"{b} ({len(m)})" for _, b, m in groups)
-    return StageData(dataset, table, streams, _fingerprint(table), summary)
+    fingerprint = _fingerprint(table) + (f" and {_fingerprint(pictures)}" if pictures is not table else "")
+    return StageData(dataset, table, streams, fingerprint, summary)
 
 
 def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets:

@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from model.data.order import micro_batches
 from model.data.shards import DataError
 from model.tasks.video_model import VideoModel
 from model.training.config import TrainConfig
 from model.training.config_file import ConfigError
 from model.training.cost import available_memory
-from model.training.run import memory_of, too_large
+from model.training.run import check_ranks, memory_of, too_large
 from model.training.stage_data import stage_data
 from model.training.starting_point import starting_point
 from model.training.validation import validation_clips
@@ -30,13 +29,9 @@ def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = 
     here = ranks if device.type == "cpu" else 1
     free = available_memory(device, here) if memory_gib is None else int(memory_gib * 2**30)
     previous: VideoModel | None = None
-    if ranks % config.compute.replicate:
-        raise ConfigError(
-            f"compute.replicate: {config.compute.replicate} copies of the model on {ranks} ranks do not come out"
-        )
     for stage in config.stages:
+        check_ranks(config, stage, ranks)
         try:
-            micro_batches(stage.global_batch, config.compute.micro_batch, 0, ranks)
             model = starting_point(config, stage, previous, None)
             data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
             if config.saving.validate_every:

@@ -28,6 +28,7 @@ from model.training.parallelize import checkpoint_blocks
 from model.training.presets import PRESETS, preset, tiny_variant
 from model.training.run import run
 from model.training.stage import NonFiniteLoss
+from model.training.stage_data import stage_data
 from model.training.starting_point import starting_point
 from model.training.validate import validate
 from model.unet import UNetConfig, VideoUNet
@@ -168,6 +169,28 @@ def test_validation_refuses_replicas_that_do_not_come_out(tmp_path: Path, shards
     odd = replace(config, compute=replace(config.compute, replicate=3))
     with pytest.raises(ConfigError, match=r"compute\.replicate: 3 copies of the model on 2 ranks"):
         list(validate(odd, ranks=2))
+
+
+def test_nothing_to_train_and_replicas_that_do_not_come_out_stop_a_run_before_it_starts(
+    tmp_path: Path, shards: Path
+) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320, trainable: nothing")
+    with pytest.raises(ConfigError, match=r"no parameter matches trainable 'nothing'"):
+        run(config)
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320")
+    with pytest.raises(ConfigError, match=r"compute\.replicate: 3 copies of the model on 1 ranks"):
+        run(replace(config, compute=replace(config.compute, replicate=3)))
+
+
+def test_other_images_are_other_data(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: joint-image-video")
+    stage, found = config.stages[0], []
+    for number in (2, 3):
+        images = make_shards(tmp_path / f"images-{number}", number)
+        data = replace(config.data, images=(str(images),))
+        found.append(stage_data(data, stage, seed=0, size_multiple=8).fingerprint)
+    own = stage_data(config.data, stage, seed=0, size_multiple=8).fingerprint
+    assert len({own, *found}) == 3
 
 
 def test_a_size_the_network_cannot_take_says_which_would_do(tmp_path: Path, shards: Path) -> None:
