@@ -143,7 +143,8 @@ def histogram(data: dict[str, Any], resolved: dict[str, Any] | None = None) -> d
         if resolved and key in resolved:
             place = 100 * (resolved[key] - low) / (high - low)
             lines.append({"x": min(max(place, 0.0), 100.0), "side": side, "value": value(resolved[key])})
-    ticks = [{"x": 100 * (t - low) / (high - low), "text": value(t)} for t in nice_ticks(low, high)]
+    marks = {value(t): t for t in reversed(nice_ticks(low, high))}  # each text once, where it stands first
+    ticks = [{"x": 100 * (t - low) / (high - low), "text": text} for text, t in reversed(marks.items())]
     return {"bars": bars, "lines": lines, "ticks": ticks, "root": root, "beyond": data.get("beyond", 0)}
 
 

@@ -363,6 +363,8 @@ def _fault(where: str, error: Any) -> str:
     text = error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         text = f"unknown key; known here: {', '.join(_known_keys(error['loc']))}"
+    elif error["type"] == "model_type":
+        text = f"takes keys ({', '.join(_known_keys((*error['loc'], '')))}), not {type(error['input']).__name__}"
     elif error["type"] == "missing":
         text = "is required"
     elif error["type"] in (

@@ -137,6 +137,12 @@ def test_a_histogram_marks_bounds_outside_its_values() -> None:
     assert [(bar["all"], bar["kept"]) for bar in drawn["bars"]] == [(pytest.approx(100 / 3), 0.0), (100.0, 100.0)]
 
 
+def test_no_two_ticks_of_an_axis_read_the_same() -> None:
+    data = {"clips": [3] + [0] * 47, "kept": [3] + [0] * 47, "low": 1.0, "high": 1.01}
+    texts = [tick["text"] for tick in histogram(data)["ticks"]]
+    assert texts == ["1", "1.01"]
+
+
 def test_json_lists_of_numbers_stand_on_one_line_and_strings_are_left_alone() -> None:
     data = {"a": [1, 2.5, None], "b": ["x [\n 1,\n  2]", 3], "c": {"d": [[1, 2], [3, 4]]}, "e": []}
     written = as_json(data)

@@ -29,6 +29,7 @@ def refusal(data: Any) -> str:
     ("change", "said"),
     [
         ({"clip": {}}, "job.yaml: clip: unknown key; known here: version, input, output"),
+        ({"clips": 3}, "job.yaml: clips: takes keys (mode, min, max), not int"),
         ({"clips": {"minimum": "2 s"}}, "clips.minimum: unknown key; known here: mode, min, max"),
         ({"clips": {"min": 2}}, "clips.min: 2 has no unit; write it like '2 s'"),
         ({"clips": {"min": "2 parsecs"}}, "clips.min: '2 parsecs' is not a quantity"),
