@@ -12,6 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Receive, Scope, Send
 
 from pipelines.service.auth import Failures, Gate, refusal
 from pipelines.service.jobs import JobError, Jobs
@@ -61,6 +63,8 @@ def create_app(jobs: Jobs, tokens: TokenStore | None, *, dashboard: bool = True,
     app.include_router(pages(jobs, tokens, failures, https=https))
     _answer_in_one_sentence(app)
     app.openapi = lambda: _openapi(app, needs_token=tokens is not None)  # type: ignore[method-assign]
+    nothing = _Nothing(app.router.routes[:])
+    app.router.routes += [Route("/api", nothing), Route("/api/{rest:path}", nothing)]
     if dashboard:
         from pipelines.dashboard.datasets import Registry
         from pipelines.dashboard.server import attach
@@ -70,6 +74,20 @@ def create_app(jobs: Jobs, tokens: TokenStore | None, *, dashboard: bool = True,
     if tokens is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_NAMES)
     return app
+
+
+class _Nothing:
+    """Answers what is at /api or below and is no operation: else the dashboard would, with a page of its own."""
+
+    def __init__(self, operations: list[BaseRoute]) -> None:
+        self._operations = operations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in self._operations:
+            if route.matches(scope)[0] == Match.PARTIAL:  # another method
+                await route.handle(scope, receive, send)
+                return
+        raise HTTPException(404)
 
 
 def _answer_in_one_sentence(app: FastAPI) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from curation.input_policy import InputPolicy
@@ -25,7 +26,9 @@ class Service:
         self.folder, self.ray = folder, ray
         (folder / "films").mkdir(exist_ok=True)
         self.jobs = Jobs(str(folder / "data"), ray, InputPolicy.of([str(folder / "films")]), limit=2)
-        self.http = TestClient(create_app(self.jobs, None, dashboard=False), base_url=LOCAL)
+        app = create_app(self.jobs, None, dashboard=False)
+        app.mount("", PlainTextResponse("a page"))  # like the dashboard, it answers every path that is left
+        self.http = TestClient(app, base_url=LOCAL)
 
     def spec(self, output: str, **more: Any) -> dict[str, Any]:
         return {"input": {"uris": [str(self.folder / "films")]}, "output": output, "scores": {"text": "off"}} | more
@@ -282,6 +285,7 @@ def test_a_cluster_that_is_down_is_said_and_jobs_are_still_shown(service: Servic
 
 def test_unknown_paths_methods_and_hosts(service: Service) -> None:
     refused(service.http.get("/api/nothing"), 404, "there is nothing at /api/nothing")
+    refused(service.http.post("/api/jobs/a/b/c", json={}), 404, "there is nothing at /api/jobs/a/b/c")
     refused(service.http.put("/api/jobs", json={}), 405, "Method Not Allowed")
     assert service.http.get("/api/jobs", headers={"Host": "evil.example"}).status_code == 400
 
