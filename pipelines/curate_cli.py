@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from curation.structured_log import log_if_asked
-from pipelines.spec import Spec, SpecError, parse_spec, read_yaml
+from pipelines.spec import Spec, SpecError, parse_spec, read_yaml, read_yaml_text
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -22,8 +22,8 @@ from pipelines.spec import Spec, SpecError, parse_spec, read_yaml
 def command(what: str, output: str | None, address: str | None, changes: tuple[str, ...]) -> None:
     """Turn videos into a dataset of training clips, with shards and a report.
 
-    SPEC is a job's YAML file (see `clipmill spec template`). FOLDER (or a video, a glob, a CSV or Parquet list, a URL)
-    is curated with the defaults. A job that was stopped is carried on by the same command.
+    SPEC is a job's YAML file (see `clipmill spec template`), or - for standard input. FOLDER (or a video, a glob, a CSV
+    or Parquet list, a URL) is curated with the defaults. A job that was stopped is carried on by the same command.
     """
     try:
         spec = resolve(what, output, changes)
@@ -35,7 +35,9 @@ def command(what: str, output: str | None, address: str | None, changes: tuple[s
 
 def resolve(what: str, output: str | None, changes: tuple[str, ...] = ()) -> Spec:
     """The spec that the arguments of `clipmill curate` mean. Raises SpecError."""
-    if what.endswith((".yaml", ".yml")):
+    if what == "-":
+        data, where = read_yaml_text(sys.stdin.buffer.read(), "standard input"), "standard input"
+    elif what.endswith((".yaml", ".yml")):
         data, where = read_yaml(what), what
     else:
         data, where = {"input": {"uris": [what]}}, "defaults"

@@ -3,6 +3,9 @@
 The cluster gets the spec and, unless told that clipmill is installed there, this checkout's own code (the packages
 curation, workers, pipelines and model, about a megabyte); what they depend on must be installed there. `clipmill
 curate` then runs on the cluster's head, and its actors wherever Ray places them.
+
+Where clipmill is installed, the spec goes with the command, so that no node has anything to unpack: of two nodes that
+share a machine, one that starts deletes what Ray has unpacked for the other.
 """
 
 import importlib
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 PACKAGES = ("curation", "workers", "pipelines", "model")
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_CURATE = "exec python -m pipelines.cli curate"
+_COMMAND_BYTES = 100_000
+"""Linux gives a shell commands of up to 128 KiB; a longer spec is uploaded."""
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 
@@ -109,14 +115,16 @@ class RayJobs:
             runtime["py_modules"] = [str(folder) for folder in folders]
             runtime["excludes"] = ["__pycache__"]
         spec = absolute_paths(spec)
+        command = _command_with(spec) if installed else None
         with self._asking() as client, tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
-            Path(folder, "job.yaml").write_text(spec.as_yaml(), encoding="utf-8")
-            runtime["working_dir"] = folder
+            if command is None:
+                Path(folder, "job.yaml").write_text(spec.as_yaml(), encoding="utf-8")
+                runtime["working_dir"] = folder
             try:
                 return _submit_once_ready(
                     client,
                     submission_id=id,
-                    entrypoint="exec python -m pipelines.cli curate job.yaml --address auto",
+                    entrypoint=command or f"{_CURATE} job.yaml --address auto",
                     runtime_env=runtime,
                     metadata={"clipmill": spec.output},
                 )
@@ -168,6 +176,13 @@ def absolute_paths(spec: Spec) -> Spec:
 
     inputs = spec.input.model_copy(update={"uris": [absolute(uri) for uri in spec.input.uris]})
     return spec.model_copy(update={"input": inputs, "output": absolute(spec.output)})
+
+
+def _command_with(spec: Spec) -> str | None:
+    """The shell's command that carries the spec itself; None where that would be too long."""
+    # In the YAML of a mapping every line is a key or is indented, so none is the word that ends it.
+    command = f"{_CURATE} - --address auto <<'END'\n{spec.as_yaml()}END\n"
+    return command if len(command.encode()) <= _COMMAND_BYTES else None
 
 
 def _ray_job(details: Any) -> RayJob:

@@ -323,7 +323,9 @@ class Spec(_Section):
 
     def as_yaml(self) -> str:
         """The resolved spec: every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        data = self.model_dump(mode="json")
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+        return text if "\x85" not in text else yaml.safe_dump(data, sort_keys=False)  # PyYAML reads it as a space
 
 
 def parse_spec(data: Any, where: str) -> Spec:

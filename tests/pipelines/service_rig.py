@@ -87,7 +87,7 @@ class Rig:
         """Start it, again or for the first time, and wait until it answers."""
         command = [sys.executable, "-m", "pipelines.cli", "serve", str(self.folder / "data"), "--port", str(self.port)]
         command += ["--input", str(self.films), "--address", f"http://127.0.0.1:{self.dashboard}"]
-        command += ["--running", str(self.running)]
+        command += ["--running", str(self.running), "--installed"]  # the nodes share a folder for what they unpack
         with (self.folder / "service.log").open("ab") as log:
             self._service = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 120

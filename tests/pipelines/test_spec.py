@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.weights_remote import LocalWeights
+from pipelines.cli import main
 from pipelines.curate_cli import resolve
 from pipelines.spec import Spec, SpecError, parse_spec
 from pipelines.spec_cli import TEMPLATE, command
@@ -156,6 +157,13 @@ def test_the_command_line_completes_a_spec(tmp_path: Path) -> None:
     assert resolve("some/folder", None).input.uris == ["some/folder"]
     with pytest.raises(SpecError, match="KEY=VALUE"):
         resolve("folder", None, ("clips",))
+
+
+def test_a_spec_may_come_from_standard_input() -> None:
+    for text, said in ((b"clips: {min: 1 s}\n", "input: is required"), (b"[", "not YAML")):
+        result = CliRunner().invoke(main, ["curate", "-"], input=text)
+        assert result.exit_code == 2
+        assert result.output.startswith(f"clipmill: standard input: {said}")
 
 
 def test_validate_render_and_schema(tmp_path: Path) -> None:

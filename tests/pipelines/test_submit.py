@@ -1,16 +1,20 @@
 """A spec sent to a cluster through Ray Jobs runs there with this checkout's code, and can be watched and stopped."""
 
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from pipelines.cli import main
 from pipelines.dataset import Dataset
 from pipelines.ray_jobs import RayJobs, RayUnreachable
-from pipelines.spec import Spec
+from pipelines.spec import Spec, parse_spec
 from tests.media import film
 from tests.pipelines.conftest import Cluster
 
@@ -82,8 +86,10 @@ class YoungCluster:
 
     def __init__(self, refusals: int, message: str) -> None:
         self.refusals, self.message = refusals, message
+        self.submitted: dict[str, Any] = {}
 
     def submit_job(self, **job: Any) -> str:
+        self.submitted = job
         self.refusals -= 1
         if self.refusals >= 0:
             raise RuntimeError(self.message)
@@ -99,6 +105,47 @@ def test_a_cluster_that_has_just_started_is_waited_for(tmp_path: Path) -> None:
     jobs._connected = YoungCluster(1, "Request failed with status code 500: quota")  # type: ignore[assignment]
     with pytest.raises(RayUnreachable, match="quota"):
         jobs.submit(spec)
+
+
+def submitted(spec: Spec, installed: bool) -> dict[str, Any]:
+    """What Ray is asked to run."""
+    jobs, ray = RayJobs(), YoungCluster(0, "")
+    jobs._connected = ray  # type: ignore[assignment]
+    jobs.submit(spec, installed=installed)
+    return ray.submitted
+
+
+@given(name=st.text(), output=st.text())
+@example(name="a\x85b", output="END\nEND\n")
+@settings(max_examples=50, deadline=None)
+def test_where_clipmill_is_installed_the_command_carries_the_spec(name: str, output: str) -> None:
+    """Whatever its texts hold: nothing of it is a command to the shell, and no node has anything to unpack."""
+    spec = parse_spec({"input": {"uris": [f"s3://{name}", "s3://a\nEND\necho $HOME"]}, "output": f"s3://{output}"}, "x")
+    job = submitted(spec, installed=True)
+    assert job["runtime_env"].keys() == {"env_vars"}
+    command = job["entrypoint"].replace("exec python -m pipelines.cli curate - --address auto <<", "exec cat <<", 1)
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, check=True).stdout
+    assert parse_spec(yaml.safe_load(shown.decode()), "shown") == spec
+
+
+@pytest.mark.parametrize(("films", "installed"), [(2000, True), (1, False)])
+def test_a_long_spec_or_one_for_a_cluster_without_clipmill_is_uploaded(films: int, installed: bool) -> None:
+    uris = [f"s3://films/{k:060d}" for k in range(films)]
+    job = submitted(Spec.model_validate({"input": {"uris": uris}, "output": "s3://out"}), installed)
+    assert job["entrypoint"] == "exec python -m pipelines.cli curate job.yaml --address auto"
+    assert "working_dir" in job["runtime_env"]
+    assert ("py_modules" in job["runtime_env"]) is not installed
+
+
+def test_a_job_runs_with_the_clipmill_of_the_cluster(ray_cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "bikes.mp4").write_bytes(film("bikes.mp4").read_bytes())
+    spec = tmp_path / "job.yaml"
+    spec.write_text(f"input: {{uris: {tmp_path / 'films'}}}\noutput: {tmp_path / 'out'}\nscores: {{text: off}}\n")
+    done = clipmill("submit", str(spec), "--ray", "--installed", "--address", ray_cluster.dashboard, "--wait")
+    assert done.exit_code == 0, done.output
+    assert "curate - --address auto" in done.output
+    assert Dataset(tmp_path / "out").sources()["status"].to_pylist() == ["ok"]
 
 
 def test_a_job_that_is_not_known_is_one_line(ray_cluster: Cluster) -> None:
