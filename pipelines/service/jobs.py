@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ LOG = "service.log"
 _LOG_BYTES = 16 << 20
 _MOST_DEATHS = 3
 _TICK_S = 1.0
+_NOT_SCHEDULED = "could not be scheduled"  # Ray's message of a job that no node took: so it is while a node is ended
+_PAUSE_S = 5.0
 _OWN_ENDS = (0, 1, 2)  # exit codes with which `clipmill curate` itself ends; see `pipelines.curate_cli.run`
 
 log = logging.getLogger("clipmill.service")
@@ -83,6 +86,7 @@ class Jobs:
         self._wake, self._over = threading.Event(), threading.Event()
         self._seen: dict[str, RayJob] = {}
         self._records: dict[str, Record] = {}
+        self._not_before: dict[str, float] = {}  # by job, on the monotonic clock
         self._cpus: float | None = None
         self.tallies = Tallies()
         if self.root.is_local:
@@ -258,6 +262,7 @@ class Jobs:
         while True:
             with self._lock:
                 waiting = [each for each in self._records.values() if not each.launched and each.ended is None]
+                waiting = [each for each in waiting if self._not_before.get(each.id, 0.0) <= time.monotonic()]
                 active = [each for each in self._records.values() if each.launched and each.ended is None]
                 record = next_to_start(waiting, active, self._limit, cpus)
                 if record is None:
@@ -309,6 +314,9 @@ class Jobs:
         if seen is None and not record.seen:  # it never got there: the same attempt again, under the same id
             said = "Ray has not taken the job yet; trying again"
             return record.but(launched=False, attempt=record.attempt - 1, message=said)
+        if seen is not None and seen.exit_code is None and _NOT_SCHEDULED in seen.message:
+            self._not_before[record.id] = time.monotonic() + _PAUSE_S
+            return record.but(launched=False, message="no node of the cluster takes the job now; trying again")
         said = "Ray lost the job" if seen is None else f"the driver died ({_first_line(seen.message)})"
         done = self.tallies.of(Dataset(self.storage(record.id).root)).sources_done
         deaths = 1 if done > record.sources_done else record.deaths + 1
@@ -405,6 +413,7 @@ class Jobs:
                 storage.fs.rm(entry["name"], recursive=True)
         storage.fs.rm(storage.path(), recursive=True)
         self._records.pop(job, None)
+        self._not_before.pop(job, None)
         self.tallies.forget(Dataset(storage.root))
 
     def _saved_log(self, job: str) -> str:

@@ -120,6 +120,27 @@ def test_a_driver_that_died_is_started_again_and_one_that_ended_is_not(service: 
     assert (ended["state"], ended["attempt"], ended["message"]) == ("failed", 1, "the disk is full")
 
 
+def test_a_job_that_no_node_takes_waits_for_one(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is for the half minute that Ray takes to end: nothing of the job has run, so nothing of it has died."""
+    said = "Job supervisor actor could not be scheduled: The actor is not schedulable: The node doesn't exist any more"
+    service.submit("a")
+    service.jobs.tick()
+    service.ray.set("a", "FAILED", None, said)
+    service.jobs.tick()
+    service.jobs.tick()
+    found = service.http.get("/api/jobs/a").json()
+    assert (found["state"], found["attempt"]) == ("queued", 1), "not again at once"
+    assert "no node of the cluster takes the job now" in found["message"]
+    monkeypatch.setattr("pipelines.service.jobs._PAUSE_S", 0.0)
+    service.jobs._not_before.clear()
+    for attempt in range(2, 9):
+        service.jobs.tick()
+        assert service.http.get("/api/jobs/a").json()["attempt"] == attempt
+        service.ray.set("a", "FAILED", None, said)
+    service.jobs.tick()
+    assert service.state("a") == "starting"
+
+
 def test_a_cluster_that_was_lost_costs_no_job(service: Service) -> None:
     service.submit("a")
     service.jobs.tick()
