@@ -316,7 +316,7 @@ class Jobs:
             return record.but(launched=False, attempt=record.attempt - 1, message=said)
         if seen is not None and seen.exit_code is None and _NOT_SCHEDULED in seen.message:
             self._not_before[record.id] = time.monotonic() + _PAUSE_S
-            return record.but(launched=False, message="no node of the cluster takes the job now; trying again")
+            return record.but(launched=False, message="no node of the cluster took the job")
         said = "Ray lost the job" if seen is None else f"the driver died ({_first_line(seen.message)})"
         done = self.tallies.of(Dataset(self.storage(record.id).root)).sources_done
         deaths = 1 if done > record.sources_done else record.deaths + 1

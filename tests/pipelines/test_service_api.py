@@ -130,7 +130,7 @@ def test_a_job_that_no_node_takes_waits_for_one(service: Service, monkeypatch: p
     service.jobs.tick()
     found = service.http.get("/api/jobs/a").json()
     assert (found["state"], found["attempt"]) == ("queued", 1), "not again at once"
-    assert "no node of the cluster takes the job now" in found["message"]
+    assert "no node of the cluster took the job" in found["message"]
     monkeypatch.setattr("pipelines.service.jobs._PAUSE_S", 0.0)
     service.jobs._not_before.clear()
     for attempt in range(2, 9):
