@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from curation.structured_log import log_if_asked
+from pipelines.live import KEPT
 from pipelines.spec import Spec, SpecError, parse_spec, read_yaml, read_yaml_text
 
 
@@ -68,8 +69,12 @@ def _apply(data: dict[str, Any], change: str) -> None:
         raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from None
 
 
+NO_RAY = 69  # EX_UNAVAILABLE
+
+
 def run(spec: Spec, address: str | None, again: str) -> None:
-    """Run a job with a display; ends the program with 2 when it is refused, 1 when it failed, 130 when interrupted.
+    """Run a job with a display; ends the program with 2 when it is refused, 69 when there is no Ray, 1 (and `KEPT` in
+    its last line) when it failed, 130 when interrupted.
 
     Args:
         again: the command that carries the job on, as it is shown to the user.
@@ -87,13 +92,16 @@ def run(spec: Spec, address: str | None, again: str) -> None:
     try:
         with Display() as show:
             dataset = curate(spec, address, show)
-    except (Refused, ClusterError) as error:
+    except Refused as error:
         refuse(str(error))
+    except ClusterError as error:
+        click.echo(f"clipmill: {error}", err=True)
+        sys.exit(NO_RAY)
     except JobFailed as error:
-        click.echo(f"clipmill: {error}; what is finished is kept. Continue with: {again}", err=True)
+        click.echo(f"clipmill: {error}; {KEPT}. Continue with: {again}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        click.echo(f"\nclipmill: interrupted; what is finished is kept. Continue with: {again}", err=True)
+        click.echo(f"\nclipmill: interrupted; {KEPT}. Continue with: {again}", err=True)
         sys.exit(130)
     console = Console(highlight=False)
     decided = read_decision(dataset, spec.decision.name)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipelines.curate import Progress
 
 NAME = "progress.json"
+KEPT = "what is finished is kept"
+"""Said in the last line of a job that ended by itself, and can be carried on."""
 EVERY_S = 2.0
 SILENT_S = 60.0  # without a word for so long, a job is taken for dead; clocks of two machines may differ by seconds
 _NEXT = 10

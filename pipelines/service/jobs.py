@@ -19,7 +19,7 @@ from curation.input_policy import VARIABLE, Forbidden, InputPolicy
 from curation.storage import Storage
 from pipelines.dataset import Dataset
 from pipelines.inputs import absolute
-from pipelines.live import LiveJob, read_live
+from pipelines.live import KEPT, LiveJob, read_live
 from pipelines.preflight import Refused, check_weights, open_output, plan_pools
 from pipelines.ray_jobs import RayJob, RayJobs, RayUnreachable, UnknownRayJob
 from pipelines.service.queue import next_to_start
@@ -43,7 +43,6 @@ _MOST_DEATHS = 3
 _TICK_S = 1.0
 _NOT_SCHEDULED = "could not be scheduled"  # Ray's message of a job that no node took: so it is while a node is ended
 _PAUSE_S = 5.0
-_OWN_ENDS = (0, 1, 2)  # exit codes with which `clipmill curate` itself ends; see `pipelines.curate_cli.run`
 
 log = logging.getLogger("clipmill.service")
 
@@ -309,8 +308,9 @@ class Jobs:
             return record.but(ended="cancelled", finished=now(), message=None)
         if seen is not None and seen.status == "STOPPED":
             return record.but(ended="cancelled", finished=now(), message="stopped through Ray")
-        if seen is not None and seen.exit_code in _OWN_ENDS:
-            return record.but(ended="failed", finished=now(), message=self._reason(record.id) or seen.message)
+        reason = self._reason(record)
+        if seen is not None and _ended_by_itself(seen, reason):
+            return record.but(ended="failed", finished=now(), message=reason or seen.message)
         if seen is None and not record.seen:  # it never got there: the same attempt again, under the same id
             said = "Ray has not taken the job yet; trying again"
             return record.but(launched=False, attempt=record.attempt - 1, message=said)
@@ -318,6 +318,8 @@ class Jobs:
             self._not_before[record.id] = time.monotonic() + _PAUSE_S
             return record.but(launched=False, message="no node of the cluster took the job")
         said = "Ray lost the job" if seen is None else f"the driver died ({_first_line(seen.message)})"
+        if seen is not None and (seen.exit_code or 0) > 0 and reason:
+            said += f": {reason}"
         done = self.tallies.of(Dataset(self.storage(record.id).root)).sources_done
         deaths = 1 if done > record.sources_done else record.deaths + 1
         if deaths >= _MOST_DEATHS:
@@ -432,10 +434,17 @@ class Jobs:
                 whole = (saved + head + text).encode()
                 self.storage(record.id).write(LOG, whole[-_LOG_BYTES:])
 
-    def _reason(self, job: str) -> str | None:
-        """The last thing that `clipmill curate` said about itself."""
-        said = [line for line in self._saved_log(job).splitlines() if line.startswith("clipmill: ")]
+    def _reason(self, record: Record) -> str | None:
+        """The last thing that `clipmill curate` said about itself in this attempt."""
+        printed = self._saved_log(record.id).rpartition(_headline(record))[2]
+        said = [line for line in printed.splitlines() if line.startswith("clipmill: ")]
         return said[-1].removeprefix("clipmill: ") if said else None
+
+
+def _ended_by_itself(seen: RayJob, reason: str | None) -> bool:
+    """Whether a driver has said its last word: see `pipelines.curate_cli.run`. With 1 it also ends when its raylet is
+    gone."""
+    return seen.exit_code in (0, 2) or (seen.exit_code == 1 and reason is not None and KEPT in reason)
 
 
 def _headline(record: Record) -> str:

@@ -14,6 +14,7 @@ class FakeRay(RayJobs):
     cpus: float = 4.0
     up: bool = True
     fate: Status = "PENDING"
+    last_words: str = "clipmill: the disk is full; what is finished is kept. Continue with: clipmill curate job.yaml"
 
     def __post_init__(self) -> None:
         self.address = "http://ray.test"
@@ -51,7 +52,7 @@ class FakeRay(RayJobs):
         return self.jobs[job]
 
     def logs(self, job: str) -> str:
-        return f"log of {self.get(job).output}\nclipmill: the disk is full\n"
+        return f"log of {self.get(job).output}\n{self.last_words}\n"
 
     def stop(self, job: str) -> bool:
         there = self.get(job)

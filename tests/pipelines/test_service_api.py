@@ -117,7 +117,33 @@ def test_a_driver_that_died_is_started_again_and_one_that_ended_is_not(service: 
     assert service.state("killed") == "failed"
     assert "3 times without finishing a source" in service.http.get("/api/jobs/killed").json()["message"]
     ended = service.http.get("/api/jobs/ended").json()
-    assert (ended["state"], ended["attempt"], ended["message"]) == ("failed", 1, "the disk is full")
+    assert (ended["state"], ended["attempt"]) == ("failed", 1)
+    assert ended["message"] == "the disk is full; what is finished is kept. Continue with: clipmill curate job.yaml"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "last_words", "said"),
+    [
+        (1, "", "the driver died (exit)"),  # its raylet was killed, and Ray's code ended it without a word
+        (1, "clipmill: models: nsfw is off", "the driver died (exit): models: nsfw is off"),
+        (69, "clipmill: Ray at auto cannot be reached", "the driver died (exit): Ray at auto cannot be reached"),
+    ],
+)
+def test_a_driver_that_lost_its_ray_is_started_again(
+    service: Service, exit_code: int, last_words: str, said: str
+) -> None:
+    service.ray.last_words = last_words
+    service.submit("lost")
+    for _ in range(2):
+        service.jobs.tick()
+        service.ray.set("lost", "FAILED", exit_code, "exit")
+        service.jobs.tick()
+        assert service.state("lost") == "starting"
+        assert service.http.get("/api/jobs/lost").json()["message"] == f"{said}; started again"
+    service.ray.set("lost", "FAILED", exit_code, "exit")
+    service.jobs.tick()
+    lost = service.http.get("/api/jobs/lost").json()
+    assert (lost["state"], lost["message"]) == ("failed", f"{said}, 3 times without finishing a source")
 
 
 def test_a_job_that_no_node_takes_waits_for_one(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
