@@ -105,7 +105,7 @@ def prepare(
     """
     check_ranks(config, stage, ranks.world)
     model = starting_point(config, stage, previous, previous.description.motion if previous else None)
-    data = _data(config, stage, model)
+    data = checked_data(config, stage, model)
     motion = motion_map(data, model.description.motion)
     if motion is not model.description.motion:
         model = starting_point(config, stage, previous, motion)
@@ -132,7 +132,7 @@ def _check_later(config: TrainConfig, number: int, model: VideoModel, ranks: Ran
     free = available_memory(ranks.device, ranks.local_world)
     for stage in config.stages[number:]:
         check_ranks(config, stage, ranks.world)
-        _data(config, stage, model)
+        checked_data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks.world)  # its network has at most a few more inputs
         if estimate.total > free:
             raise ConfigError(too_large(stage, estimate, free, config))
@@ -150,7 +150,8 @@ def check_ranks(config: TrainConfig, stage: StageConfig, world: int) -> None:
         raise ConfigError(f"stage {stage.name}: {error}") from error
 
 
-def _data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:
+def checked_data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> StageData:
+    """A stage's data, and that of its validation. Raises ConfigError or DataError that name the stage."""
     try:
         data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
         if config.saving.validate_every:

@@ -7,15 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from model.data.shards import DataError
 from model.tasks.video_model import VideoModel
 from model.training.config import TrainConfig
 from model.training.config_file import ConfigError
 from model.training.cost import available_memory
-from model.training.run import check_ranks, memory_of, too_large
-from model.training.stage_data import stage_data
+from model.training.run import check_ranks, checked_data, memory_of, too_large
 from model.training.starting_point import starting_point
-from model.training.validation import validation_clips
 
 
 def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = None) -> Iterator[str]:
@@ -33,13 +30,9 @@ def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = 
         check_ranks(config, stage, ranks)
         try:
             model = starting_point(config, stage, previous, None)
-            data = stage_data(config.data, stage, seed=config.seed, size_multiple=model.size_multiple)
-            if config.saving.validate_every:
-                validation_clips(config.data, stage, data.table)
         except ValueError as error:
             raise ConfigError(f"stage {stage.name}: {error}") from error
-        except DataError as error:
-            raise DataError(f"stage {stage.name}: {error}") from error
+        data = checked_data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks)
         if estimate.total > free:
             raise ConfigError(too_large(stage, estimate, free, config))
