@@ -6,7 +6,7 @@ frames alone 240, skipping non-reference frames 19, everything 10; an exact seek
 decoding everything, so there is none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import av
@@ -67,6 +67,7 @@ def decode(
     loop_filter: bool = True,
     spared: np.ndarray | None = None,
     threads: int = 1,
+    resume_at: Callable[[], int] | None = None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     """Decode in one forward pass; yields (frame number, frame) in presentation order.
 
@@ -79,6 +80,8 @@ def decode(
         loop_filter: False leaves out deblocking: faster, and good enough for small pictures.
         spared: bool per frame of the film: frames that `skip` does not apply to.
         threads: decoder threads; 0 lets the decoder choose.
+        resume_at: asked before every packet for a key frame's number; what is decoded before that one is not wanted
+            any more. Lets a caller who has seen enough of a GOP leave the rest.
 
     Raises:
         CannotDecode: the file cannot be opened. Damaged packets are passed over.
@@ -97,7 +100,7 @@ def decode(
         context.skip_frame = _SKIP_FRAME[skip]
         if not loop_filter:
             context.options = {**context.options, "skip_loop_filter": "all"}
-        yield from _feed(info, container, stream, ranges, skip, spared)
+        yield from _feed(info, container, stream, ranges, skip, spared, resume_at)
 
 
 def _feed(
@@ -107,6 +110,7 @@ def _feed(
     ranges: list[tuple[int, int]],
     skip: Skip,
     spared: np.ndarray | None,
+    resume_at: Callable[[], int] | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     number_of = {int(at): number for number, at in enumerate(info.pts)}
     by_rank = np.argsort(info.decode_rank)
@@ -149,7 +153,9 @@ def _feed(
                 at_rank = int(info.decode_rank[number])
                 if not active and at_rank == start:
                     active = True
-                if active:
+                if active and resume_at is not None and at_rank < _rank(info, resume_at()):
+                    context.flush_buffers()
+                elif active:
                     if spared is not None:
                         context.skip_frame = _SKIP_FRAME["nothing" if spared[number] else skip]
                     yield from numbered(sent(packet))
@@ -159,3 +165,7 @@ def _feed(
             pass  # the container breaks off here: what was read before it stands
         yield from numbered(sent(None))
         context.flush_buffers()
+
+
+def _rank(info: VideoInfo, number: int) -> int:
+    return int(info.decode_rank[number]) if number < info.frames else info.frames

@@ -1,7 +1,7 @@
 """Decode once: the frames of one film by pts, small ones kept, so that cuts and motion share the work."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -9,6 +9,8 @@ from av.video.frame import VideoFrame
 
 from curation.decode import Skip, decode
 from curation.probe import VideoInfo
+
+PREVIEW_FPS = 1.0
 
 # Kr and Kb of the YCbCr matrices by ffmpeg's colour-space number; BT.601 where a film does not say, as swscale does.
 _LUMA_WEIGHTS = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593), 7: (0.212, 0.087)}
@@ -24,7 +26,13 @@ class FilmFrames:
     """
 
     def __init__(
-        self, info: VideoInfo, *, small_short_side_px: int = 90, threads: int = 1, cache_bytes: int = 384 << 20
+        self,
+        info: VideoInfo,
+        *,
+        small_short_side_px: int = 90,
+        preview_short_side_px: int | None = None,
+        threads: int = 1,
+        cache_bytes: int = 384 << 20,
     ) -> None:
         self.info = info
         self.threads = threads
@@ -32,6 +40,9 @@ class FilmFrames:
         self.small_size = _fit(info.display_size, small_short_side_px)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._waiting: dict[tuple[int, int | None], np.ndarray] = {}
+        self._preview_size = None if preview_short_side_px is None else _fit(info.display_size, preview_short_side_px)
+        self._preview_numbers = set(self._grid_numbers(PREVIEW_FPS).tolist()) if preview_short_side_px else set()
+        self._previews: dict[int, bytes] = {}
         self._cache_frames = max(64, cache_bytes // (3 * self.small_size[0] * self.small_size[1]))
 
     def grid(self, rate_fps: float, start_pts: int | None = None, end_pts: int | None = None) -> np.ndarray:
@@ -108,19 +119,22 @@ class FilmFrames:
             if wanted is None or number in wanted:
                 yield number, self._shrink(frame, size)
 
-    def draft(self, numbers: np.ndarray, spared: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
+    def draft(
+        self, numbers: np.ndarray, spared: np.ndarray, resume_at: Callable[[], int] | None
+    ) -> Iterator[tuple[int, VideoFrame]]:
         """Decode quickly, for small pictures: reference frames and those `spared` (bool per frame), no loop filter.
 
         One pass that reaches the frames `numbers`. Frames of the 2 fps grid are decoded too, and kept small, so that
-        motion needs no second decode where the cuts have looked.
+        motion needs no second decode where the cuts have looked. `resume_at`: see `decode`.
         """
         grid = self._grid_numbers(2.0)
         spared = spared.copy()
         spared[grid] = True
         on_grid = set(grid.tolist())
-        for number, frame in self._decode(numbers, "nonref", loop_filter=False, spared=spared):
+        for number, frame in self._decode(numbers, "nonref", loop_filter=False, spared=spared, resume_at=resume_at):
             if number in on_grid and number not in self._cache:
                 self._keep({number: self._shrink(frame)})
+                self._see(number, frame)
             yield number, frame
 
     def keyframes(self) -> Iterator[tuple[int, VideoFrame]]:
@@ -163,14 +177,46 @@ class FilmFrames:
         for number, frame in self._decode(wanted, "nonref", loop_filter=loop_filter, spared=spared):
             if number in want_small:
                 fresh[number] = self._shrink(frame)
+                self._see(number, frame)
             if number in want_full:
                 self._waiting[number, short_side_px] = self._upright(frame, short_side_px)
         self._keep(fresh)
 
+    def preview(self, start_pts: int, end_pts: int) -> bytes | None:
+        """JPEG of the frame nearest to the middle of the range, among those that were decoded at 1 fps.
+
+        None if none was decoded for another purpose, or previews were not asked for. What lies before `end_pts` is
+        then forgotten.
+        """
+        pts = {number: int(self.info.pts[number]) for number in self._previews}
+        inside = [number for number, at in pts.items() if start_pts <= at < end_pts]
+        best = min(inside, key=lambda number: (abs(2 * pts[number] - start_pts - end_pts), number), default=None)
+        found = None if best is None else self._previews[best]
+        self._previews = {number: each for number, each in self._previews.items() if pts[number] >= end_pts}
+        return found
+
+    def _see(self, number: int, frame: VideoFrame) -> None:
+        if self._preview_size is not None and number in self._preview_numbers:
+            self._previews[number] = jpeg(self._shrink(frame, self._preview_size))
+
     def _decode(
-        self, numbers: np.ndarray, skip: Skip, *, loop_filter: bool, spared: np.ndarray | None = None
+        self,
+        numbers: np.ndarray,
+        skip: Skip,
+        *,
+        loop_filter: bool,
+        spared: np.ndarray | None = None,
+        resume_at: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, VideoFrame]]:
-        for item in decode(self.info, numbers, skip=skip, loop_filter=loop_filter, spared=spared, threads=self.threads):
+        for item in decode(
+            self.info,
+            numbers,
+            skip=skip,
+            loop_filter=loop_filter,
+            spared=spared,
+            threads=self.threads,
+            resume_at=resume_at,
+        ):
             self.decoded_frames += 1
             yield item
 
@@ -205,6 +251,12 @@ class FilmFrames:
         else:
             rgb = cv2.transform(cv2.merge(planes), _rgb_matrix(frame))
         return _rotated(rgb, self.info.rotation)
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    """An RGB picture as JPEG."""
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
+    return encoded.tobytes()
 
 
 def shrunk_planes(

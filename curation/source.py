@@ -20,7 +20,7 @@ from curation.clips import Clip, ClipFailure, ClipSpan, Mode, cut_clips, plan
 from curation.cuts import Cut, CutDetector, detector
 from curation.errors import CannotDecode, CannotScore
 from curation.flaws import flaw_columns, no_flaws
-from curation.frames import FilmFrames
+from curation.frames import FilmFrames, jpeg
 from curation.identity import clip_id, source_id
 from curation.motion import CoarseMotion
 from curation.probe import VideoInfo, open_video, probe
@@ -112,7 +112,12 @@ class SourceStage:
             known |= _properties(info)
             note = _check(info)
         with clock("cuts_s"):
-            frames = FilmFrames(info, small_short_side_px=SMALL_SHORT_SIDE_PX, cache_bytes=_SMALL_CACHE_BYTES)
+            frames = FilmFrames(
+                info,
+                small_short_side_px=SMALL_SHORT_SIDE_PX,
+                preview_short_side_px=None if self.settings.key_frames else THUMBNAIL_SHORT_SIDE_PX,
+                cache_bytes=_SMALL_CACHE_BYTES,
+            )
             cuts = self._detector.detect(info, frames)
             known["hard_cuts"] = sum(cut.kind == "hard" for cut in cuts)
             known["gradual_cuts"] = sum(cut.kind == "gradual" for cut in cuts)
@@ -171,19 +176,23 @@ class SourceStage:
         """Rows, thumbnails and frames of a few consecutive clips, from one forward pass over their stretch of film."""
         chosen = self.settings
         grids = [frames.grid(MOTION_FPS, clip.span.start_pts, clip.span.end_pts) for clip in clips]
-        wanted = [_key_pts(info, clip.span) if chosen.key_frames else [_middle_pts(info, clip.span)] for clip in clips]
-        full_pts = sorted({pts for each in wanted for pts in each})
-        short_side = KEY_SHORT_SIDE_PX if chosen.key_frames else THUMBNAIL_SHORT_SIDE_PX
+        wanted = [_key_pts(info, clip.span) if chosen.key_frames else [] for clip in clips]
         motion_pts = np.unique(np.concatenate(grids)) if self._motion and grids else np.zeros(0, np.int64)
+        short_side = KEY_SHORT_SIDE_PX if chosen.key_frames else THUMBNAIL_SHORT_SIDE_PX
         broken: CannotDecode | None = None
         pictures: dict[int, np.ndarray] = {}
+        previews: list[bytes | None] = [None] * len(clips)
         try:
-            frames.prefetch(motion_pts, full_pts, short_side, loop_filter=chosen.key_frames)
+            frames.prefetch(motion_pts, _flat(wanted), short_side, loop_filter=chosen.key_frames)
+            previews = [frames.preview(clip.span.start_pts, clip.span.end_pts) for clip in clips]
+            middles = zip(previews, (_middle_pts(info, clip.span) for clip in clips), strict=True)
+            full_pts = _flat([*wanted, [middle for preview, middle in middles if preview is None]])
+            frames.prefetch(np.zeros(0, np.int64), full_pts, short_side, loop_filter=chosen.key_frames)
             pictures = dict(frames.full(full_pts, short_side_px=short_side))
         except CannotDecode as error:
             broken = error
         finished = []
-        for clip, grid, keys in zip(clips, grids, wanted, strict=True):
+        for clip, grid, keys, preview in zip(clips, grids, wanted, previews, strict=True):
             row = _clip_row(uri, info, source, chosen.mode, clip)
             small = None
             if self._motion:
@@ -195,7 +204,8 @@ class SourceStage:
             keep = shown if chosen.key_frames and row["gate"] is None and len(shown) == len(keys) else []
             if not chosen.small_frames or row["gate"] is not None:
                 small = None
-            finished.append(FinishedClip(row, clip.data, b"" if middle is None else _jpeg(middle), keep, small))
+            thumbnail = preview or (b"" if middle is None else _thumbnail(middle))
+            finished.append(FinishedClip(row, clip.data, thumbnail, keep, small))
         return finished
 
     def _motion_columns(
@@ -369,12 +379,15 @@ def _gate(row: Mapping[str, Any], gates: Sequence[Rule]) -> str | None:
     return None
 
 
-def _jpeg(picture: np.ndarray) -> bytes:
-    """A thumbnail of an RGB picture."""
+def _flat(lists: Sequence[Sequence[int]]) -> list[int]:
+    return sorted({each for part in lists for each in part})
+
+
+def _thumbnail(picture: np.ndarray) -> bytes:
+    """JPEG of an RGB picture at the thumbnail's size."""
     height, width = picture.shape[:2]
     scale = THUMBNAIL_SHORT_SIDE_PX / min(height, width)
     if scale < 1:
         size = (round(width * scale), round(height * scale))
         picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-    encoded = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-    return encoded.tobytes()
+    return jpeg(picture)

@@ -13,6 +13,7 @@ import numpy as np
 
 from curation.cuts import sparse
 from curation.cuts.cut import Cut, cut_time_s
+from curation.cuts.follow import CONTEXT_S, Chunk, Follower
 from curation.cuts.pairs import THUMB_BYTES, ContentScore, plain_steps, thumb
 from curation.cuts.shots import Boundary, Limits, Run
 from curation.errors import CannotDecode
@@ -34,8 +35,6 @@ PASSES = (Pass(1.0, 20.0), Pass(2.0, 18.0), Pass(4.0, 16.0))
 
 KEY_PASS_FPS = 0.0  # pass_fps of a cut that key frames and packet sizes alone made certain
 
-_CHUNK_FRAMES = 1500  # decoded frames examined together
-_CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
 _WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
 _TOUCHING_S = 0.1  # pieces of one transition lie no further apart
 _PLAIN_S = 1.0  # two boundaries around black or white are one transition if no further apart
@@ -62,23 +61,28 @@ class CascadeDetector:
         film = frames or FilmFrames(info)
         decoded = film.decoded_frames
         todo = self._plan(info, film) if self.steadiness else sparse.whole(info)
-        cuts = [
-            Cut(at, cut_time_s(info, at), "hard", at, at, score, KEY_PASS_FPS)
-            for at, score in todo.key_cuts
-            if not any(first < at < stop for first, stop in todo.stretches)  # examined below
-        ]
         spared = sparse.spared_frames(info)
-        found = self._examine(info, film, todo.stretches, spared)
-        for first, stop in todo.stretches:  # a transition that was under way where a stretch began has begun before
+        follower = Follower(info, film, todo, self.limits, self.steadiness or sparse.Steadiness(), leave=frames is None)
+        found = self._examine(info, film, follower.chunks(spared))
+        for first, stop in list(follower.seen):
             if first > 0 and any(c.kind == "gradual" and first <= c.start_frame <= first + 3 for c in found):
+                # a transition that was under way where a stretch began has begun before
                 keys = np.flatnonzero(info.keyframe[:first])
-                wider = self._examine(info, film, [(int(keys[-1]) if len(keys) else 0, stop)], spared)
+                plan = sparse.Plan([sparse.Look(int(keys[-1]) if len(keys) else 0, stop)], [], {})
+                again = Follower(info, film, plan, self.limits, sparse.Steadiness(beyond_s=0.0), leave=True)
+                wider = self._examine(info, film, again.chunks(spared))
+                follower.seen += again.seen
                 found = [c for c in found if not first <= c.start_frame < stop]
                 found += [c for c in wider if c.end_frame >= first]
-        cuts += found
+        certain = [(at, score) for at, score in (*todo.key_cuts, *follower.key_cuts)]
+        found += [
+            Cut(at, cut_time_s(info, at), "hard", at, at, score, KEY_PASS_FPS)
+            for at, score in certain
+            if not any(first < at < stop for first, stop in follower.seen)  # examined
+        ]
         if film.decoded_frames == decoded:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
-        return sorted(cuts, key=lambda cut: cut.frame)
+        return sorted(found, key=lambda cut: cut.frame)
 
     def _plan(self, info: VideoInfo, film: FilmFrames) -> sparse.Plan:
         keys = np.flatnonzero(info.keyframe)
@@ -90,15 +94,13 @@ class CascadeDetector:
         numbers, rows = zip(*found, strict=True)
         return sparse.plan(info, np.array(numbers), np.stack(rows), self.limits, self.steadiness)
 
-    def _examine(
-        self, info: VideoInfo, film: FilmFrames, stretches: list[tuple[int, int]], spared: np.ndarray
-    ) -> list[Cut]:
-        """Cuts in stretches of consecutive frames, decoded in one pass, examined in chunks."""
+    def _examine(self, info: VideoInfo, film: FilmFrames, chunks: Iterator[Chunk]) -> list[Cut]:
+        """Cuts in stretches of consecutive frames that come in chunks."""
         cuts: list[Cut] = []
-        for chunk, thumbs, is_last in _chunks(info, film, stretches, spared):
-            until = info.times_s[chunk[-1]] - (0 if is_last else _CONTEXT_S / 2)
+        for numbers, thumbs, is_last in chunks:
+            until = info.times_s[numbers[-1]] - (0 if is_last else CONTEXT_S / 2)
             begin = -1 if not cuts else cuts[-1].frame
-            for cut in self._cuts(info, film, chunk, thumbs):
+            for cut in self._cuts(info, film, numbers, thumbs):
                 if cut.start_frame > begin and (is_last or cut.time_s <= until):
                     cuts.append(cut)
         return cuts
@@ -193,33 +195,6 @@ def _windows(times: np.ndarray, nominated: list[tuple[int, int]], low: int, high
             )
             covered = end
             begin += _HOP_S
-
-
-def _chunks(
-    info: VideoInfo, film: FilmFrames, stretches: list[tuple[int, int]], spared: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """(frame numbers, thumbs, whether it is its stretch's last) of the stretches; long ones in overlapping chunks."""
-    if not stretches:
-        return
-    held: list[int] = []
-    rows: list[np.ndarray] = []
-    at = 0
-    wanted = np.concatenate([np.arange(first, stop) for first, stop in stretches])
-    for number, frame in film.draft(wanted, spared):
-        while number >= stretches[at][1] and at + 1 < len(stretches):
-            if held:
-                yield np.array(held), np.stack(rows), True
-            held, rows, at = [], [], at + 1
-        if not stretches[at][0] <= number < stretches[at][1]:
-            continue
-        if len(held) >= _CHUNK_FRAMES:
-            yield np.array(held), np.stack(rows), False
-            keep = int(np.searchsorted(info.times_s[held], info.times_s[held[-1]] - _CONTEXT_S))
-            held, rows = held[keep:], rows[keep:]
-        held.append(number)
-        rows.append(thumb(frame))
-    if held:
-        yield np.array(held), np.stack(rows), True
 
 
 def _with_black_ends(

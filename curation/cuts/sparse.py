@@ -1,16 +1,18 @@
 """What of a film must be decoded to find its cuts: a cascade over decoding.
 
-Key frames alone cost a 30th of a full pass, packet sizes cost nothing, and both tell where a transition can hide:
-inside a shot the sizes of the packets hold steady; a cut that the encoder did not give a key frame needs one huge
-packet, and a transition of many frames costs extra (or, towards black, hardly anything) for as long as it lasts.
-So a GOP is passed over when its sizes are steady and either its two key frames show the same shot, or they clearly
-do not and the cut is where the encoder put the second one. Everything else is decoded and examined.
+Key frames alone cost a 30th of a full pass, packet sizes cost nothing, and both tell where a transition can hide.
+Inside a shot the sizes of the packets hold steady. A cut that the encoder did not give a key frame needs one huge
+packet, and a transition of many frames costs extra for as long as it lasts, in all a good part of what a key frame
+costs. So of a GOP whose two key frames show the same shot, or clearly do not (and then the cut is where the encoder
+put the second one), only the part up to its last unsteady packets is decoded and examined, and the last picture of
+that part must agree with the next key frame. Everything else is examined whole.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from curation.cuts.pairs import luma
 from curation.cuts.shots import Limits, Run
 from curation.probe import VideoInfo
 
@@ -25,51 +27,85 @@ class Steadiness:
     swell: float = 1.5  # highest average over the GOP's median, where key frames differ
     swell_alike: float = 1.8  # ... where they are alike
     dip: float = 0.4  # lowest average over the median
+    cost: float = 0.25  # what swells by less than this share of a key frame in a second is no transition
     alike: float = 0.6  # difference of key frames that surely show one shot
     clear: float = 1.3  # difference of key frames that surely show two
+    flash_s: float = 0.4  # the longest flash
+    undone: float = 0.6  # share of a key frame's packet from which on one after it may be the end of a flash
     long_s: float = 1.0  # shorter GOPs may lie wholly inside a transition
+    margin_s: float = 1.0  # examined after the last unsteady packets of a GOP
     beyond_s: float = 2.5  # examined after a GOP whose end may lie inside a transition
     dark: float = 40.0  # mean luma of a first frame that may be part of a fade in
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Frames to decode, as ranges [first, stop) of frame numbers, and hard cuts that are certain without."""
+class Look:
+    """A GOP, frames [first, stop), to decode and examine.
 
-    stretches: list[tuple[int, int]]
+    From frame `until` on its packets are steady, and it need be followed only until its picture agrees with the next
+    key frame's; or, where that one clearly shows another shot, is still that of the GOP's own.
+    """
+
+    first: int
+    stop: int
+    until: int | None = None  # None: to its end, and beyond
+    clear: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to decode, and hard cuts that are certain without."""
+
+    looks: list[Look]
     key_cuts: list[tuple[int, float]]  # (key frame's number, difference)
+    keys: dict[int, np.ndarray]  # thumbs of the key frames by number
 
 
 def spared_frames(info: VideoInfo, jump: float = 3.0) -> np.ndarray:
-    """Bool per frame: non-reference frames worth decoding, since a hard cut may fall among them.
+    """Bool per frame: frames that no other refers to, and yet worth decoding, since a hard cut may fall among them.
 
-    Those displayed just before or after a packet several times larger than its surroundings, and before a key frame.
+    Those between the two neighbouring frames in whose decoding order a packet several times larger than its
+    surroundings, or a key frame, comes.
     """
     sizes = info.packet_size.astype(float)
     rate = info.frames / max(info.duration_s, 1e-6)
     reach = max(4, round(0.5 * rate))
     padded = np.pad(np.where(info.keyframe, 0, sizes), reach, mode="reflect" if info.frames > reach else "edge")
-    around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1) + 1.0
-    # B-packets are small, so the median is theirs; reference frames are compared with the larger quarter.
-    upper = np.quantile(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), 0.75, axis=1) + 1.0
-    large = (sizes > jump * np.maximum(around, upper)) | info.keyframe
+    # B-packets are small; reference frames are compared with the larger quarter.
+    usual = np.quantile(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), 0.75, axis=1) + 1.0
     spared = np.zeros(info.frames, bool)
-    for at in np.flatnonzero(large):
-        spared[max(0, at - 5) : at + 2] = True
+    order = np.argsort(info.decode_rank)
+    anchors = np.sort(order[order == np.maximum.accumulate(order)])  # frames that none shown later was decoded before
+    for at in np.flatnonzero((sizes > jump * usual) | info.keyframe):
+        k = int(np.searchsorted(anchors, at))
+        spared[anchors[k - 1] + 1 if k else 0 : anchors[k] if k < len(anchors) else None] = True
     return spared
 
 
-def steady(info: VideoInfo, first: int, stop: int, limits: Steadiness, swell: float) -> bool:
-    """Whether the packets of the GOP [first, stop), its key frame aside, keep their size."""
+def unsteady(
+    info: VideoInfo, first: int, stop: int, limits: Steadiness, *, swell: float, dips: bool
+) -> tuple[int, int] | None:
+    """(first, last) frames of the GOP [first, stop) around which the packets do not keep their size, or None.
+
+    A swell that costs less than a share of the key frames at the GOP's ends is none; `dips` count where asked for.
+    """
     rate = info.frames / max(info.duration_s, 1e-6)
     window = max(3, round(limits.window_s * rate))
     sizes = info.packet_size[first + 1 : stop].astype(float)
     if len(sizes) < 2 * window:
-        return False
+        return first, stop - 1
     sums = np.concatenate([[0.0], np.cumsum(sizes)])
     averages = (sums[window:] - sums[:-window]) / window + 20.0
     median = float(np.median(averages))
-    return bool(averages.max() < swell * median and averages.min() > limits.dip * median)
+    swollen = averages >= swell * median
+    if stop < info.frames:  # at the film's end a fade to black may cost next to nothing
+        extra = np.concatenate([[0.0], np.cumsum(np.maximum(averages - median, 0))])
+        half = max(1, round(rate / 2))
+        at = np.arange(len(averages))
+        spent = extra[np.minimum(at + half, len(averages))] - extra[np.maximum(at - half, 0)]
+        swollen &= spent >= limits.cost * min(info.packet_size[first], info.packet_size[stop])
+    bad = np.flatnonzero(swollen | (averages <= limits.dip * median) if dips else swollen)
+    return (first + 1 + int(bad[0]), first + int(bad[-1]) + window) if len(bad) else None
 
 
 def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limits, steadiness: Steadiness) -> Plan:
@@ -77,58 +113,61 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
     if len(numbers) < LEAST_KEYS or numbers[0] != 0:
         return whole(info)
     keys = Run(thumbs, info.times_s[numbers], limits)
-    stops = np.append(numbers[1:], info.frames)
-    lengths = np.append(np.diff(keys.times_s), info.duration_s - keys.times_s[-1])
-    look = np.zeros(len(numbers), bool)
-    cuts: dict[int, float] = {}
-    for g, (first, stop) in enumerate(zip(numbers.tolist(), stops.tolist(), strict=True)):
-        if g + 1 == len(numbers):
-            look[g] = not steady(info, first, stop, steadiness, steadiness.swell)
-            continue
-        before, after = _outer(keys.times_s, g, steadiness.long_s)
-        difference = max(keys.difference(g, g + 1), keys.difference(before, after))
-        if difference < steadiness.alike:
-            short = lengths[g] < steadiness.long_s  # too short to judge by its sizes, but the same shot all around
-            look[g] = not (short or steady(info, first, stop, steadiness, steadiness.swell_alike))
-            continue
+    gops = list(zip(numbers.tolist(), [*numbers[1:].tolist(), info.frames], strict=True))
+    times = np.append(info.times_s, info.duration_s)
+    short = [times[stop] - times[first] < steadiness.long_s for first, stop in gops]
+    longest = max(stop - first for first, stop in gops)
+    looks: dict[int, Look] = {}
+    certain: dict[int, float] = {}  # GOP that a hard cut ends: difference
+    entered: list[int] = []  # GOPs whose beginning may belong to a transition from the GOP before
+
+    def follow(g: int, swell: float, dips: bool, clear: bool) -> None:
+        """Look at the GOP if it is unsteady, until shortly after it last is."""
+        first, stop = gops[g]
+        found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
+        if found:
+            until = int(np.searchsorted(times, times[found[1]] + steadiness.margin_s))
+            looks[g] = Look(first, stop, until if until < stop else None, clear)
+            if times[found[0]] - times[first] < steadiness.margin_s:
+                entered.append(g)
+
+    for g, (first, stop) in enumerate(gops[:-1]):
         own = keys.difference(g, g + 1)
-        returns = g + 2 < len(numbers) and keys.difference(g, g + 2) < 1
-        plain = keys.plain[g] or keys.plain[g + 1]
-        clean = (
-            own >= steadiness.clear
-            and not returns
-            and not plain
-            and min(lengths[g], lengths[g + 1]) >= steadiness.long_s
-        )
-        if clean and steady(info, first, stop, steadiness, steadiness.swell):
-            cuts[g + 1] = own
+        around = max(own, keys.difference(*_outer(keys.times_s, g, steadiness.long_s)))
+        if around < steadiness.alike:
+            if not short[g]:  # else too short to judge by its sizes, but the same shot all around
+                follow(g, steadiness.swell_alike, False, False)
+            continue
+        # A key frame may show a flash, which is soon undone; and one that came when it was due says nothing.
+        flash = _undone(info, stop, steadiness) or (g + 2 < len(numbers) and keys.difference(g, g + 2) < 1)
+        if flash or keys.plain[g] or keys.plain[g + 1] or short[g] or short[g + 1]:
+            looks[g] = Look(first, stop)
+            entered.append(g)
+        elif own < steadiness.clear or stop - first >= longest:
+            follow(g, steadiness.swell, True, False)
+            looks.setdefault(g, Look(first, stop))
         else:
-            look[g] = True
-    if thumbs[0][: thumbs.shape[1] * 2 // 3].mean() < steadiness.dark:
-        look[0] = True
-    for g in list(cuts):  # a cut beside something that is examined anyway is examined with it
-        if look[g]:
-            cuts.pop(g)
-            look[g - 1] = True
-    for g in sorted(cuts, reverse=True):
-        if look[g]:
-            cuts.pop(g)
-            look[g - 1] = True
-    stretches: list[tuple[int, int]] = []
-    for g in np.flatnonzero(look).tolist():
-        begin = int(numbers[g])
-        after_s = info.times_s[stops[g]] + steadiness.beyond_s if stops[g] < info.frames else info.duration_s
-        end = max(int(stops[g]), int(np.searchsorted(info.times_s, after_s)))
-        if stretches and begin <= stretches[-1][1]:
-            stretches[-1] = (stretches[-1][0], max(end, stretches[-1][1]))
-        else:
-            stretches.append((begin, end))
-    return Plan(stretches, [(int(numbers[g]), score) for g, score in sorted(cuts.items())])
+            certain[g] = own
+            follow(g, steadiness.swell, True, True)
+    follow(len(gops) - 1, steadiness.swell, True, False)
+    if luma(thumbs[0]).mean() < steadiness.dark:
+        looks.setdefault(0, Look(*gops[0]))
+    for g in reversed(entered):  # a cut beside what is unsteady is examined, not taken for certain
+        if g - 1 in certain:
+            looks[g - 1] = Look(*gops[g - 1])
+    cuts = [(gops[g][1], score) for g, score in certain.items() if g not in looks]
+    return Plan([looks[g] for g in sorted(looks)], cuts, dict(zip(numbers.tolist(), thumbs, strict=True)))
+
+
+def _undone(info: VideoInfo, key: int, limits: Steadiness) -> bool:
+    """Whether a packet soon after this key frame is so large that it may show another shot again."""
+    soon = int(np.searchsorted(info.times_s, info.times_s[key] + limits.flash_s))
+    return bool((info.packet_size[key + 1 : soon] > limits.undone * info.packet_size[key]).any())
 
 
 def whole(info: VideoInfo) -> Plan:
     """Decode everything."""
-    return Plan([(0, info.frames)], [])
+    return Plan([Look(0, info.frames)], [], {})
 
 
 def _outer(times: np.ndarray, g: int, reach_s: float) -> tuple[int, int]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from curation.cuts import CascadeDetector, Cut, detector
+from curation.cuts import CascadeDetector, Cut, detector, follow
 from curation.cuts.cascade import _merged
-from curation.cuts.pairs import THUMB_BYTES
+from curation.cuts.pairs import THUMB_BYTES, thumb
 from curation.cuts.shots import Boundary, Limits, Run
 from curation.errors import CannotDecode
 from curation.frames import FilmFrames
@@ -146,20 +146,49 @@ def test_passing_over_steady_gops_loses_nothing(tmp_path: Path) -> None:
     assert [cut.kind for cut in CascadeDetector().detect(info)] == ["hard", "gradual", "hard"]
 
 
+@pytest.mark.parametrize("kind", ["dissolve", "fade_black"])
+def test_a_gop_is_left_once_it_agrees_with_the_next_key_frame(tmp_path: Path, kind: Any) -> None:
+    shots = (Shot("carphone", 140), Shot("bunny", 500, move="static"), Shot("bikes.3", 120, move="static"))
+    labels = make_film(tmp_path / "a.mp4", shots, [Join(kind, 20), Join()], size=(640, 360))
+    info = probe(labels.path)
+    cuts = CascadeDetector().detect(info)
+    assert spans(cuts) == spans(CascadeDetector(steadiness=None).detect(info))
+    assert [cut.kind for cut in cuts] == ["gradual", "hard"]
+    numbers: list[int] = []
+    alone, lent = CascadeDetector(), FilmFrames(info)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(follow, "thumb", lambda frame: (numbers.append(frame.pts), thumb(frame))[1])
+        alone.detect(info)
+        seen = len(numbers)
+        assert spans(CascadeDetector().detect(info, lent)) == spans(cuts)
+    assert seen < 0.6 * info.frames
+    assert len(numbers) == 2 * seen  # frames lent to others: no more is looked at
+    assert lent.decoded_frames > seen  # ... but GOPs are decoded to their ends, for the others
+
+
+def test_a_flash_on_a_key_frame_is_no_cut(tmp_path: Path) -> None:
+    """A flash gets the key frame; what follows is the shot before, and then the encoder is steady again."""
+    shots = (Shot("bikes.3", 90), Shot("bunny", 130, flashes=(60, 61)), Shot("carphone", 90), Shot("bikes.1", 60))
+    path = make_film(tmp_path / "a.mp4", shots, [Join()] * 3, size=(426, 240)).path
+    assert 150 in np.flatnonzero(probe(path).keyframe)
+    assert spans(found(path)) == [("hard", 90, 90), ("hard", 220, 220), ("hard", 310, 310)]
+
+
 def test_motion_needs_no_second_decode_of_what_was_examined() -> None:
     info = probe(film("bikes.mp4"))
     frames = FilmFrames(info)
     CascadeDetector().detect(info, frames)
     decoded = frames.decoded_frames
-    frames.small(frames.grid(2.0))
+    frames.small(frames.grid(2.0, int(info.pts[BIKES_CUTS[0]])))  # the first shot's packets are steady
     assert frames.decoded_frames == decoded
 
 
 def test_a_film_is_examined_in_chunks_without_losing_or_doubling_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     import curation.cuts.cascade as cascade
 
-    monkeypatch.setattr(cascade, "_CHUNK_FRAMES", 60)
-    monkeypatch.setattr(cascade, "_CONTEXT_S", 1.5)
+    monkeypatch.setattr(follow, "_CHUNK_FRAMES", 60)
+    monkeypatch.setattr(follow, "CONTEXT_S", 1.5)
+    monkeypatch.setattr(cascade, "CONTEXT_S", 1.5)
     assert [cut.frame for cut in found(film("bikes.mp4"))] == list(BIKES_CUTS)
 
 

@@ -47,6 +47,15 @@ def test_gops_with_nothing_wanted_are_not_decoded(tmp_path: Path) -> None:
     assert decode_ranges(info, np.array([3, 52])) == [(0, 4), (50, 53)]
 
 
+@pytest.mark.parametrize("bframes", [0, 3])
+def test_the_rest_of_a_gop_can_be_left(tmp_path: Path, bframes: int) -> None:
+    info = probe(film(tmp_path, "a.mp4", {"gop": 20, "bframes": bframes, "scenecut": False}))
+    decoded: list[int] = []
+    for number, _ in decode(info, resume_at=lambda: 60 if 25 in decoded else 0):  # 60 is a key frame
+        decoded.append(number)
+    assert decoded == [*range(26), *range(60, info.frames)]
+
+
 def test_keyframes_alone(tmp_path: Path) -> None:
     info = probe(film(tmp_path, "a.mp4", {"gop": 10, "bframes": 3}))
     keys = np.flatnonzero(info.keyframe)

@@ -4,6 +4,7 @@ import subprocess
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -106,3 +107,19 @@ def test_frames_near_damage_are_replaced_not_lost(tmp_path: Path) -> None:
     assert used[0] == info.pts[0]
     assert len(pictures) == 2
     assert used[1] < info.pts[79]
+
+
+def test_previews_are_what_was_decoded_anyway() -> None:
+    info = probe(film("bikes.mp4"))
+    frames = FilmFrames(info, preview_short_side_px=120)
+    first, last = int(info.pts[0]), int(info.pts[100])
+    assert frames.preview(first, last) is None  # nothing was decoded
+    frames.prefetch(frames.grid(2.0, first, last), [], None)
+    decoded = frames.decoded_frames
+    shown = frames.preview(first, last)
+    assert shown is not None
+    picture = cv2.cvtColor(cv2.imdecode(np.frombuffer(shown, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    ((_, expected),) = FilmFrames(info).full([int(info.pts[50])], short_side_px=120)
+    assert np.abs(picture.astype(int) - expected).mean() < 5
+    assert frames.preview(first, last) is None  # forgotten
+    assert frames.decoded_frames == decoded
