@@ -23,6 +23,7 @@ from curation.clips.sound import SoundReader
 from curation.decode import decode_ranges
 from curation.probe import VideoInfo, open_video, packets_of
 
+_SKIPPING_CODECS = ("h264", "hevc")  # whose decoders may be told by the packet what to leave out
 _SOUND_LAG_S = 5  # sound that lies this far behind its picture in the file is given up
 
 
@@ -140,6 +141,8 @@ class _Pass:
             while self.ranges and rank >= self.ranges[0][1]:
                 self.ranges.popleft()
         if self.ranges and self.ranges[0][0] <= rank:
+            if self.info.codec in _SKIPPING_CODECS:  # of frames not to encode only those that others refer to
+                self.stream.codec_context.skip_frame = "DEFAULT" if self.encoded_by[number] >= 0 else "NONREF"
             self._decode(packet)
             self._decoding = True
             if rank == self.ranges[0][1] - 1:

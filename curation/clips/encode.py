@@ -119,7 +119,7 @@ class PieceEncoder:
         if self.codec == "h264":
             # mbtree=0: with AVX-512, x264's macroblock tree reads memory that nobody wrote when the width is no
             # multiple of 256, and the bytes differ from run to run (found with MALLOC_PERTURB_).
-            params = "open-gop=0:mbtree=0:threads=1:lookahead-threads=1"
+            params = "open-gop=0:mbtree=0:scenecut=0:b-adapt=0:threads=1:lookahead-threads=1"
             if self.splice:
                 params += f":sps-id={OUR_SPS_ID}"
             options = {"preset": "superfast", "crf": "17", "x264-params": params}
