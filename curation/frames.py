@@ -120,7 +120,7 @@ class FilmFrames:
                 yield number, self._shrink(frame, size)
 
     def draft(
-        self, numbers: np.ndarray, spared: np.ndarray, resume_at: Callable[[], int] | None
+        self, numbers: np.ndarray, spared: np.ndarray, resume_at: Callable[[], int] | None = None
     ) -> Iterator[tuple[int, VideoFrame]]:
         """Decode quickly, for small pictures: reference frames and those `spared` (bool per frame), no loop filter.
 

@@ -43,6 +43,7 @@ class Follower:
         self._info, self._film, self._plan = info, film, plan
         self._limits, self._steadiness = limits, steadiness
         self._leave = leave
+        self._goes_on = False  # the next chunk belongs to the same stretch
         self._resume_at = 0  # frames before this one are not looked at any more
         self.seen: list[tuple[int, int]] = []
         self.key_cuts: list[tuple[int, float]] = []
@@ -83,10 +84,9 @@ class Follower:
             yield self._chunk(held, rows, True)
 
     def _chunk(self, held: list[int], rows: list[np.ndarray], is_last: bool) -> Chunk:
-        if self.seen and self.seen[-1][0] <= held[0] <= self.seen[-1][1]:
-            self.seen[-1] = (self.seen[-1][0], held[-1] + 1)
-        else:
-            self.seen.append((held[0], held[-1] + 1))
+        first = self.seen.pop()[0] if self._goes_on else held[0]
+        self.seen.append((first, held[-1] + 1))
+        self._goes_on = not is_last
         return np.array(held), np.stack(rows), is_last
 
     def _enough(self, look: sparse.Look, now: np.ndarray) -> bool:

@@ -17,6 +17,7 @@ from curation.cuts.shots import Limits, Run
 from curation.probe import VideoInfo
 
 LEAST_KEYS = 3  # with fewer, everything is decoded
+_USUAL_INTERVAL = 240  # frames: x264's and x265's is 250, others choose less and are met often
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Steadiness:
     clear: float = 1.3  # difference of key frames that surely show two
     flash_s: float = 0.4  # the longest flash
     undone: float = 0.6  # share of a key frame's packet from which on one after it may be the end of a flash
-    long_s: float = 1.0  # shorter GOPs may lie wholly inside a transition
-    margin_s: float = 1.0  # examined after the last unsteady packets of a GOP
+    settle_s: float = 0.5  # after a cut the encoder may need this long to become steady
+    long_s: float = 0.5  # shorter GOPs may lie wholly inside a transition
+    margin_s: float = 0.6  # examined after the last unsteady packets of a GOP
     beyond_s: float = 2.5  # examined after a GOP whose end may lie inside a transition
     dark: float = 40.0  # mean luma of a first frame that may be part of a fade in
 
@@ -116,20 +118,17 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
     gops = list(zip(numbers.tolist(), [*numbers[1:].tolist(), info.frames], strict=True))
     times = np.append(info.times_s, info.duration_s)
     short = [times[stop] - times[first] < steadiness.long_s for first, stop in gops]
-    longest = max(stop - first for first, stop in gops)
+    longest = _key_interval(gops)
     looks: dict[int, Look] = {}
     certain: dict[int, float] = {}  # GOP that a hard cut ends: difference
-    entered: list[int] = []  # GOPs whose beginning may belong to a transition from the GOP before
 
     def follow(g: int, swell: float, dips: bool, clear: bool) -> None:
         """Look at the GOP if it is unsteady, until shortly after it last is."""
         first, stop = gops[g]
         found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
-        if found:
+        if found and not (g - 1 in certain and times[found[1]] - times[first] <= steadiness.settle_s):
             until = int(np.searchsorted(times, times[found[1]] + steadiness.margin_s))
             looks[g] = Look(first, stop, until if until < stop else None, clear)
-            if times[found[0]] - times[first] < steadiness.margin_s:
-                entered.append(g)
 
     for g, (first, stop) in enumerate(gops[:-1]):
         own = keys.difference(g, g + 1)
@@ -139,10 +138,10 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
                 follow(g, steadiness.swell_alike, False, False)
             continue
         # A key frame may show a flash, which is soon undone; and one that came when it was due says nothing.
-        flash = _undone(info, stop, steadiness) or (g + 2 < len(numbers) and keys.difference(g, g + 2) < 1)
-        if flash or keys.plain[g] or keys.plain[g + 1] or short[g] or short[g + 1]:
+        if _undone(info, stop, steadiness) or keys.plain[g] or keys.plain[g + 1] or short[g] or short[g + 1]:
             looks[g] = Look(first, stop)
-            entered.append(g)
+            if g - 1 in certain:  # the cut that begins this GOP may be part of it
+                looks[g - 1] = Look(*gops[g - 1])
         elif own < steadiness.clear or stop - first >= longest:
             follow(g, steadiness.swell, True, False)
             looks.setdefault(g, Look(first, stop))
@@ -152,11 +151,15 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
     follow(len(gops) - 1, steadiness.swell, True, False)
     if luma(thumbs[0]).mean() < steadiness.dark:
         looks.setdefault(0, Look(*gops[0]))
-    for g in reversed(entered):  # a cut beside what is unsteady is examined, not taken for certain
-        if g - 1 in certain:
-            looks[g - 1] = Look(*gops[g - 1])
     cuts = [(gops[g][1], score) for g, score in certain.items() if g not in looks]
     return Plan([looks[g] for g in sorted(looks)], cuts, dict(zip(numbers.tolist(), thumbs, strict=True)))
+
+
+def _key_interval(gops: list[tuple[int, int]]) -> int:
+    """Frames after which the encoder makes a key frame whatever is shown, or more where no two GOPs are that long."""
+    lengths = sorted(stop - first for first, stop in gops)
+    alike = lengths[-1] - lengths[-2] <= 1
+    return lengths[-1] if alike or lengths[-1] >= _USUAL_INTERVAL else lengths[-1] + 1
 
 
 def _undone(info: VideoInfo, key: int, limits: Steadiness) -> bool:

@@ -1,7 +1,9 @@
 """The labelled set: real shots joined at known frames, in two halves that share neither shots nor seeds.
 
-`tuning` is what the sweep of the cascade's thresholds sees; `held_out` is only ever measured. Films are built once
-into a cache folder (minutes), never committed.
+`tuning` is what the sweep of the cascade's thresholds sees; `held_out` is only ever measured. Both are full of
+transitions, half of them gradual, so that there is much to count. `edited` films are what editors make: shots of 2 to
+9 s, joined by hard cuts but for a few; they are only ever measured, too. Films are built once into a cache folder
+(minutes), never committed.
 """
 
 import itertools
@@ -73,6 +75,47 @@ def specs(half: Half) -> list[FilmSpec]:
     for index, (name, theme, count, encoding) in enumerate(_PLAN):
         rng = np.random.default_rng([VERSION, {"tuning": 1, "held_out": 2}[half], index])
         made.append(_film(half, name, theme, count, encoding, rng))
+    return made
+
+
+# (name, encoding) of the films that are cut as films are.
+_EDITED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("h264-720p-medium", {"size": (1280, 720), "rate": 25, "preset": "medium"}),
+    ("h264-360p-slow", {"size": (640, 360), "rate": 25, "preset": "slow", "crf": 18}),
+    ("h264-360p-veryfast", {"size": (640, 360), "rate": 30, "crf": 28}),
+    ("h264-480p-fast-gop60", {"size": (854, 480), "rate": 30, "preset": "fast", "crf": 30, "gop": 60}),
+    ("h264-180p-medium", {"size": (320, 180), "rate": 25, "preset": "medium", "crf": 33}),
+    ("h264-1080p-veryfast", {"size": (1920, 1080), "rate": 24}),
+    ("hevc-360p", {"size": (640, 360), "rate": 25, "codec": "libx265"}),
+    ("vp9-360p", {"size": (640, 360), "rate": 25, "codec": "libvpx-vp9"}),
+)
+
+
+def edited() -> list[FilmSpec]:
+    """Films of ten shots each, as they come from a cutting room; of the pieces of both halves."""
+    made = []
+    moves: tuple[Move, ...] = ("as_is", "as_is", "static", "pan", "shake")
+    for index, (name, encoding) in enumerate(_EDITED):
+        rng = np.random.default_rng([VERSION, 3, index])
+        rate, shots = encoding["rate"], []
+        pieces = [piece for half in _PIECES.values() for piece in half]
+        for _k in range(10):
+            choice = [p for p in pieces if not shots or p[0].split(".")[0] != shots[-1].piece.split(".")[0]]
+            piece, start = choice[int(rng.integers(len(choice)))]
+            shots.append(
+                Shot(
+                    piece,
+                    int(rng.integers(2 * rate, 9 * rate)),
+                    moves[int(rng.integers(len(moves)))],
+                    start,
+                    mirror=bool(rng.integers(2)),
+                    hue=int(rng.choice([0, 30, 90, 140])),
+                    seed=int(rng.integers(1 << 30)),
+                    speed=25.0 / rate,
+                )
+            )
+        joins = [Join("dissolve", int(rng.integers(12, 30))) if rng.random() < 0.07 else Join() for _ in shots[1:]]
+        made.append(FilmSpec(name, tuple(shots), tuple(joins), encoding))
     return made
 
 

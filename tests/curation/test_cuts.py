@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from curation.cuts import CascadeDetector, Cut, detector, follow
+from curation.cuts import CascadeDetector, Cut, detector, follow, sparse
 from curation.cuts.cascade import _merged
 from curation.cuts.pairs import THUMB_BYTES, thumb
 from curation.cuts.shots import Boundary, Limits, Run
@@ -166,6 +166,22 @@ def test_a_gop_is_left_once_it_agrees_with_the_next_key_frame(tmp_path: Path, ki
     assert lent.decoded_frames > seen  # ... but GOPs are decoded to their ends, for the others
 
 
+def test_a_cut_between_two_gops_that_are_looked_at_is_not_lost(tmp_path: Path) -> None:
+    """Both GOPs are followed, the first is left one frame before its end, so the cut lies between two chunks."""
+    labels = make_film(tmp_path / "a.mp4", (A, B, C, A), [Join()] * 3)
+    info = probe(labels.path)
+    film, keys = FilmFrames(info), np.flatnonzero(info.keyframe)
+    thumbs = {number: thumb(frame) for number, frame in film.keyframes()}
+    assert keys.tolist() == [0, 60, 130, 190]
+    looks = [sparse.Look(0, 60, 59, True), sparse.Look(60, 130, 100, True), sparse.Look(130, 190, 160, True)]
+    follower = follow.Follower(info, film, sparse.Plan(looks, [], thumbs), Limits(), sparse.Steadiness(), leave=True)
+    chunks = [(numbers[0], numbers[-1], is_last) for numbers, _, is_last in follower.chunks(np.zeros(250, bool))]
+    assert [first for first, _, _ in chunks] == [0, 60, 130]
+    assert all(is_last for _, _, is_last in chunks)
+    assert [at for at, _ in follower.key_cuts] == [60, 130, 190]
+    assert not any(first < at < stop for first, stop in follower.seen for at, _ in follower.key_cuts)
+
+
 def test_a_flash_on_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     """A flash gets the key frame; what follows is the shot before, and then the encoder is steady again."""
     shots = (Shot("bikes.3", 90), Shot("bunny", 130, flashes=(60, 61)), Shot("carphone", 90), Shot("bikes.1", 60))
@@ -174,12 +190,12 @@ def test_a_flash_on_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     assert spans(found(path)) == [("hard", 90, 90), ("hard", 220, 220), ("hard", 310, 310)]
 
 
-def test_motion_needs_no_second_decode_of_what_was_examined() -> None:
-    info = probe(film("bikes.mp4"))
+def test_motion_needs_no_second_decode_of_what_was_examined(tmp_path: Path) -> None:
+    info = probe(make_film(tmp_path / "a.mp4", TWO, [Join("dissolve", 20)], gop=None).path)
     frames = FilmFrames(info)
     CascadeDetector().detect(info, frames)
     decoded = frames.decoded_frames
-    frames.small(frames.grid(2.0, int(info.pts[BIKES_CUTS[0]])))  # the first shot's packets are steady
+    frames.small(frames.grid(2.0))
     assert frames.decoded_frames == decoded
 
 
