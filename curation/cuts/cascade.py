@@ -72,8 +72,8 @@ class CascadeDetector:
                 again = Follower(info, film, plan, self.limits, sparse.Steadiness(beyond_s=0.0), leave=True)
                 wider = self._examine(info, film, again.chunks(spared))
                 follower.seen += again.seen
-                found = [c for c in found if not first <= c.start_frame < stop]
-                found += [c for c in wider if c.end_frame >= first]
+                wider = [c for c in wider if c.end_frame >= first]
+                found = [c for c in found if not first <= c.start_frame < stop and not _clash(c, wider)] + wider
         certain = [(at, score) for at, score in (*todo.key_cuts, *follower.key_cuts)]
         found += [
             Cut(at, cut_time_s(info, at), "hard", at, at, score, KEY_PASS_FPS)
@@ -141,7 +141,7 @@ class CascadeDetector:
         nominated = self._nominated(run, low, high, step)
         abrupt = [
             b
-            for a, z in nominated
+            for a, z in _joined([*nominated, *((k, k + 1) for k in run.lone_steps(low, high))])
             for b in run.abrupt(max(a, first), min(z, last))
             if low <= b.before and b.after <= high
         ]
@@ -164,15 +164,23 @@ class CascadeDetector:
         grid = np.unique(np.concatenate([[low], np.minimum(inner, high), [high]]))
         if len(grid) < 2:
             return []
-        scores = self._content.series(run.thumbs[grid])
-        ranges: list[tuple[int, int]] = []
-        for k in np.flatnonzero(scores >= step.threshold):
-            a, b = int(grid[k]), int(grid[k + 1])
-            if ranges and ranges[-1][1] == a:
-                ranges[-1] = (ranges[-1][0], b)
-            else:
-                ranges.append((a, b))
-        return ranges
+        scores = self._content.series(run.thumbs[grid], grey=run.grey)
+        return _joined([(int(grid[k]), int(grid[k + 1])) for k in np.flatnonzero(scores >= step.threshold)])
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges of positions in order, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for a, b in sorted(ranges):
+        if joined and a <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(b, joined[-1][1]))
+        else:
+            joined.append((a, b))
+    return joined
+
+
+def _clash(cut: Cut, others: list[Cut]) -> bool:
+    return any(cut.start_frame <= c.end_frame and c.start_frame <= cut.end_frame for c in others)
 
 
 def _overlap(one: Boundary, other: Boundary) -> bool:

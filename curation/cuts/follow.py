@@ -56,6 +56,7 @@ class Follower:
             beyond = float(np.append(info.times_s, info.duration_s)[look.stop]) + self._steadiness.beyond_s
             wanted[look.first : max(look.stop, int(np.searchsorted(info.times_s, beyond)))] = True
         stretch = np.cumsum(np.diff(wanted.astype(np.int8), prepend=0) > 0)
+        most = max(_CHUNK_FRAMES, round(2 * CONTEXT_S * info.frames / info.duration_s))
         held: list[int] = []
         rows: list[np.ndarray] = []
         at, compare_from = -1, 0
@@ -66,7 +67,7 @@ class Follower:
             if held and (stretch[number] != stretch[held[-1]] or held[-1] < self._resume_at):
                 yield self._chunk(held, rows, True)
                 held, rows = [], []
-            elif len(held) >= _CHUNK_FRAMES:
+            elif len(held) >= most:
                 yield self._chunk(held, rows, False)
                 keep = int(np.searchsorted(info.times_s[held], info.times_s[held[-1]] - CONTEXT_S))
                 held, rows = held[keep:], rows[keep:]
@@ -95,7 +96,7 @@ class Follower:
             return True
         keys = self._plan.keys
         run = Run(np.stack([keys[look.first], now, keys[look.stop]]), np.arange(3.0), self._limits)
-        if run.difference(1, 2) < self._steadiness.alike:
+        if run.difference(1, 2) < self._steadiness.alike and not (look.early and run.looks_moved(1, 2)):
             return True
         if look.clear and run.difference(0, 1) < self._steadiness.alike:
             self.key_cuts.append((look.stop, run.difference(0, 2)))

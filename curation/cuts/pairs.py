@@ -51,14 +51,16 @@ class ContentScore:
     """PySceneDetect's ContentDetector as a score of two thumbs: mean change of hue, saturation and brightness."""
 
     def __init__(self) -> None:
-        self._detector = ContentDetector()
+        self._colour, self._grey = ContentDetector(), ContentDetector(luma_only=True)
 
-    def series(self, thumbs: np.ndarray) -> np.ndarray:
-        """Score of each thumb against the one before it; (N - 1,) for (N, THUMB_BYTES)."""
-        self._detector._last_frame = None
-        scores = [
-            self._detector._calculate_frame_score(FrameTimecode(k, 25.0), bgr(one)) for k, one in enumerate(thumbs)
-        ]
+    def series(self, thumbs: np.ndarray, *, grey: bool = False) -> np.ndarray:
+        """Score of each thumb against the one before it; (N - 1,) for (N, THUMB_BYTES).
+
+        `grey`: of brightness alone; hue and saturation, which do not change, would take two thirds of the score away.
+        """
+        detector = self._grey if grey else self._colour
+        detector._last_frame = None
+        scores = [detector._calculate_frame_score(FrameTimecode(k, 25.0), bgr(one)) for k, one in enumerate(thumbs)]
         return np.array(scores[1:])
 
 
@@ -96,3 +98,9 @@ def histogram(one: np.ndarray) -> np.ndarray:
 def plain_frames(thumbs: np.ndarray, spread: float = 5.0) -> np.ndarray:
     """(N,) bool: frames of one flat colour (black, white)."""
     return np.array([cv2.meanStdDev(luma(one))[1][0, 0] < spread for one in thumbs], dtype=bool)
+
+
+def is_grey(thumbs: np.ndarray, spread: float = 2.5) -> bool:
+    """Whether most of the pictures have one colour at most: black and white film, or tinted."""
+    some = thumbs[:: max(1, len(thumbs) // 32), _LUMA:].astype(np.float32).reshape(-1, 2, _CHROMA)
+    return bool(np.median(some.std(-1).max(-1)) < spread)

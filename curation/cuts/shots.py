@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
-from curation.cuts.pairs import histogram, plain_frames, plain_steps, unexplained
+from curation.cuts.pairs import histogram, is_grey, plain_frames, plain_steps, unexplained
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class Limits:
     histogram: float = 0.12  # colour histogram distance between two different shots
     around_s: float = 0.5  # neighbourhood of a step
     flash_s: float = 0.35  # a picture that comes back within this time was interrupted, not cut
+    lone: float = 1.9  # a step so many times the largest around it is a cut, whatever the colours on either side
+    lone_unexplained: float = 0.75  # ... if block matching leaves this share of `unexplained`
+    grey: float = 0.3  # of `histogram` is enough where there are no colours to tell shots by
     one_step: float = 0.75  # a step that makes this share of the change is a hard cut, whatever moves beside it
     mixture: MixtureLimits = field(default_factory=MixtureLimits)
 
@@ -46,18 +49,25 @@ class Run:
         self.steps = plain_steps(thumbs)
         self.coarse = coarse(thumbs)
         self.plain = plain_frames(thumbs)
+        self.grey = is_grey(thumbs)
         self._histograms: dict[int, np.ndarray] = {}
         self._different: dict[tuple[int, int], float] = {}
 
     def difference(self, a: int, b: int) -> float:
         """How surely frames a and b show different shots, motion aside; from 1 on they do."""
         if (a, b) not in self._different:
-            colours = (1.0 - float(self._histogram(a) @ self._histogram(b))) / self.limits.histogram
+            limit = self.limits.histogram * (self.limits.grey if self.grey else 1.0)
+            colours = (1.0 - float(self._histogram(a) @ self._histogram(b))) / limit
             blocks = 0.0
             if colours >= 1:  # the cheap test first
                 blocks = unexplained(self.thumbs[a], self.thumbs[b]) / self.limits.unexplained
             self._different[a, b] = min(colours, blocks)
         return self._different[a, b]
+
+    def looks_moved(self, a: int, b: int) -> bool:
+        """Whether b shows other things than a, or the same ones far moved; their colours may agree."""
+        left = unexplained(self.thumbs[a], self.thumbs[b])
+        return left >= self.limits.lone_unexplained * self.limits.unexplained
 
     def _histogram(self, k: int) -> np.ndarray:
         if k not in self._histograms:
@@ -77,7 +87,29 @@ class Run:
             score = self.difference(before, after)
             if score >= 1 and not self._interrupted(before, after):
                 found.append(Boundary(before, after, kind, score, lone))
+            elif lone and self._stands_alone(before):
+                found.append(Boundary(before, after, kind, max(score, 1.0), lone))
         return found
+
+    def lone_steps(self, low: int, high: int) -> list[int]:
+        """Steps among low..high-1 that are far larger than any around them: k is between frames k and k + 1.
+
+        Such is a cut, even between two pictures of the same colours; motion, shaking and flashes come as several
+        steps. Frames may have been left out: the further apart frames are, the more motion is expected.
+        """
+        gaps = np.maximum(np.diff(self.times_s), 1e-6)
+        found = []
+        for k in (low + np.flatnonzero(self.steps[low:high] >= self.limits.step)).tolist():
+            near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
+            near[k] = False
+            near &= ~(self.plain[:-1] | self.plain[1:])  # steps from or to black are no motion
+            expected = self.steps[near] * np.sqrt(gaps[k] / gaps[near])
+            if near.any() and self.steps[k] >= self.limits.lone * max(1.0, float(expected.max())):
+                found.append(k)
+        return found
+
+    def _stands_alone(self, k: int) -> bool:
+        return self.looks_moved(k, k + 1) and self.lone_steps(k, k + 1) == [k]
 
     def _blends(self, before: int, after: int) -> bool:
         """Whether the few frames between are mixtures of the two, none of the steps being most of the way."""

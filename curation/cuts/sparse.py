@@ -28,6 +28,7 @@ class Steadiness:
     swell: float = 1.5  # highest average over the GOP's median, where key frames differ
     swell_alike: float = 1.8  # ... where they are alike
     dip: float = 0.4  # lowest average over the median
+    spike: float = 2.5  # one packet over the larger quarter of the GOP's
     cost: float = 0.25  # what swells by less than this share of a key frame in a second is no transition
     alike: float = 0.6  # difference of key frames that surely show one shot
     clear: float = 1.3  # difference of key frames that surely show two
@@ -52,6 +53,7 @@ class Look:
     stop: int
     until: int | None = None  # None: to its end, and beyond
     clear: bool = False
+    early: bool = False  # the next key frame came before it was due: the encoder saw a cut, perhaps of alike colours
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,11 @@ def unsteady(
         spent = extra[np.minimum(at + half, len(averages))] - extra[np.maximum(at - half, 0)]
         swollen &= spent >= limits.cost * min(info.packet_size[first], info.packet_size[stop])
     bad = np.flatnonzero(swollen | (averages <= limits.dip * median) if dips else swollen)
-    return (first + 1 + int(bad[0]), first + int(bad[-1]) + window) if len(bad) else None
+    # A cut that got no key frame is one large packet, which an average over more of them may hide.
+    least = limits.cost * min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
+    large = np.flatnonzero(sizes >= max(least, limits.spike * float(np.quantile(sizes, 0.75))))
+    at = np.concatenate([bad, bad + window - 1, large])
+    return (first + 1 + int(at.min()), first + 1 + int(at.max())) if len(at) else None
 
 
 def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limits, steadiness: Steadiness) -> Plan:
@@ -128,13 +134,16 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
         found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
         if found and not (g - 1 in certain and times[found[1]] - times[first] <= steadiness.settle_s):
             until = int(np.searchsorted(times, times[found[1]] + steadiness.margin_s))
-            looks[g] = Look(first, stop, until if until < stop else None, clear)
+            early = stop - first < longest and stop < info.frames
+            looks[g] = Look(first, stop, until if until < stop else None, clear, early)
 
     for g, (first, stop) in enumerate(gops[:-1]):
         own = keys.difference(g, g + 1)
         around = max(own, keys.difference(*_outer(keys.times_s, g, steadiness.long_s)))
         if around < steadiness.alike:
-            if not short[g]:  # else too short to judge by its sizes, but the same shot all around
+            if stop - first < longest and keys.looks_moved(g, g + 1):
+                looks[g] = Look(first, stop)
+            elif not short[g]:  # else too short to judge by its sizes, but the same shot all around
                 follow(g, steadiness.swell_alike, False, False)
             continue
         # A key frame may show a flash, which is soon undone; and one that came when it was due says nothing.
