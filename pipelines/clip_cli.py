@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -28,7 +29,11 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
     if not 0 <= min_s <= max_s or max_s <= 0:
         raise click.UsageError(f"--min-s {min_s} and --max-s {max_s} leave no length a clip could have")
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.UsageError(f"--output {output}: {error.strerror}; choose a folder that can be written to") from None
+    names = _names(files)
     finder = detector(name)
     failed = False
     for file in files:
@@ -43,7 +48,7 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
         made: list[Clip] = []
         for number, result in enumerate(cut_clips(info, plans[mode].spans, mode=mode)):
             if isinstance(result, Clip):
-                _write(folder / f"{Path(file).stem}_{number:04d}.mp4", result.data)
+                _write(folder / f"{names[file]}_{number:04d}.mp4", result.data)
                 made.append(result)
             else:
                 failed = True
@@ -54,6 +59,17 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
         click.echo(f"  {mode}: {copied:.2f} s copied, {seconds - copied:.2f} s re-encoded")
         click.echo(_yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - seconds))
     sys.exit(1 if failed else 0)
+
+
+def _names(files: Sequence[str]) -> dict[str, str]:
+    """What each file's clips are called: its name without suffix; numbered where several files share it."""
+    names: dict[str, str] = {}
+    for file in files:
+        name, k = Path(file).stem, 2
+        while name in names.values() and file not in names:
+            name, k = f"{Path(file).stem}-{k}", k + 1
+        names.setdefault(file, name)
+    return names
 
 
 def _write(path: Path, data: bytes) -> None:

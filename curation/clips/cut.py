@@ -231,8 +231,9 @@ class _Pass:
             sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)
             return job.finish(sound, self.mode)
         except (ClipError, av.error.FFmpegError, ValueError) as error:
-            if job.layout.copied and job.complete and self.mode == "smart":
-                # This stream's packets do not go together with ours. Re-encoding the whole clip always works.
+            if job.layout.copied and self.mode == "smart" and broken is None and not self._untimed:
+                # This stream's packets do not go together with ours, or not with a decoder that begins at a key frame
+                # (periodic intra refresh). Re-encoding the whole clip works where anything does.
                 return next(_Pass(self.info, [job.span], "exact", self.threads).run())
             reason = error.reason if isinstance(error, ClipError) else "cannot_write"
             return ClipFailure(job.span, reason, str(error))

@@ -4,6 +4,7 @@ Sound never outlasts the picture and never begins before it: only packets that l
 so that nothing of the neighbouring shot is heard; what is missing at either end is less than one audio frame.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -85,18 +86,21 @@ class SoundReader:
 
     def _copy(self, inside: Sequence[av.Packet], start_s: Fraction, end_s: Fraction) -> Sound | None:
         start, end = float(start_s / self.base), float(end_s / self.base)
-        whole = [  # a tick of slack: the film's clock may round a packet's end up
+        # A tick of slack: the film's clock may round a packet's end up. Less where a tick is a packet, as in AVI.
+        slack = min(1.0, min(self._end(each) - self._start(each) for each in inside) / 4)
+        whole = [
             each
             for each in inside
-            if self._start(each) >= start - 1 and self._end(each) <= end + 1 and not each.is_discard
+            if self._start(each) >= start - slack and self._end(each) <= end + slack and not each.is_discard
         ]
-        copies = []
+        copies: list[tuple[av.Packet, int]] = []
         for each in whole:
             packet = av.Packet(bytes(each))  # a copy: the next clip may begin with the same packet's neighbours
             packet.time_base = self.base
             packet.duration = each.duration
             packet.is_keyframe = True
-            copies.append((packet, max(0, round(self._start(each) - start))))
+            # Not round(), which takes halves to the even number, and so two neighbours to one.
+            copies.append((packet, max(0, math.floor(self._start(each) - start + 0.5))))
         return Sound(template=self.stream, packets=copies) if copies else None
 
     def _decode(self, start_s: Fraction, end_s: Fraction) -> Sound | None:

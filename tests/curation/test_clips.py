@@ -225,6 +225,23 @@ def test_times_that_follow_decoding_order_are_refused_by_name(tmp_path: Path) ->
     assert clip.reason == "no_presentation_times"
 
 
+@pytest.mark.parametrize("mode", ["smart", "exact"])
+@pytest.mark.parametrize("sound", ["ac3", "aac"])
+def test_avi_sound_whose_packets_share_ticks_is_copied(tmp_path: Path, mode: Mode, sound: str) -> None:
+    film_path, path = tmp_path / "a.mkv", tmp_path / "a.avi"
+    make_film(film_path, [Shot("bunny", 130), Shot("bikes.3", 120)], [Join()], size=SIZE, audio_s=10.0)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film_path), "-c:v", "mpeg4", "-q:v", "4"]
+    subprocess.run([*command, "-bf", "0", "-g", "60", "-c:a", sound, str(path)], check=True)
+    info = probe(path)
+    for clip in cut_clips(info, [span(info, a, a + 33) for a in range(0, 231, 33)], mode=mode):
+        assert isinstance(clip, Clip), clip
+        with av.open(io.BytesIO(clip.data)) as container:
+            heard = sum(packet.duration or 0 for packet in container.demux(audio=0))
+            base = container.streams.audio[0].time_base
+        assert base is not None
+        assert float(heard * base) > 33 / 25 - 0.1
+
+
 def test_keyframe_mode_refuses_what_it_cannot_copy(made: Made) -> None:
     info, _ = made("h264.mp4")
     key = int(np.flatnonzero(info.keyframe)[1])

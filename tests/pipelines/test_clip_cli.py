@@ -41,3 +41,20 @@ def test_impossible_lengths_are_refused_before_work(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "--min-s 5.0" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_films_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    other = tmp_path / "b" / "bikes.mp4"
+    other.write_bytes(film("bikes.mp4").read_bytes())
+    out = tmp_path / "out"
+    run = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), str(other), "-o", str(out), "--min-s", "1"])
+    assert run.exit_code == 0, run.output
+    names = {path.name.rsplit("_", 1)[0] for path in out.iterdir()}
+    assert names == {"bikes", "bikes-2"}
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_work() -> None:
+    run = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), "-o", "/proc/clips"])
+    assert run.exit_code == 2
+    assert "--output /proc/clips" in run.output
