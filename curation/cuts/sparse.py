@@ -17,6 +17,7 @@ from curation.cuts.shots import Limits, Run
 from curation.probe import VideoInfo
 
 LEAST_KEYS = 3  # with fewer, everything is decoded
+_LEAST_SECONDS = 4  # that say whether a film's rate is held
 _USUAL_INTERVAL = 240  # frames: x264's and x265's is 250, others choose less and are met often
 
 
@@ -25,6 +26,7 @@ class Steadiness:
     """When packet sizes count as steady. Conservative: the test suite holds it to losing no labelled transition."""
 
     window_s: float = 0.25  # sizes are averaged over this time
+    held_rate: float = 0.17  # deviation of the bytes a second: rate-controlled films .05 to .15, others .18 and more
     swell: float = 1.5  # highest average over the GOP's median, where key frames differ
     swell_alike: float = 1.8  # ... where they are alike
     dip: float = 0.4  # lowest average over the median
@@ -118,7 +120,7 @@ def unsteady(
 
 def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limits, steadiness: Steadiness) -> Plan:
     """What to decode, from the key frames `numbers` that were decoded and their thumbs."""
-    if len(numbers) < LEAST_KEYS or numbers[0] != 0:
+    if len(numbers) < LEAST_KEYS or numbers[0] != 0 or _held_rate(info) < steadiness.held_rate:
         return whole(info)
     keys = Run(thumbs, info.times_s[numbers], limits)
     gops = list(zip(numbers.tolist(), [*numbers[1:].tolist(), info.frames], strict=True))
@@ -162,6 +164,19 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
         looks.setdefault(0, Look(*gops[0]))
     cuts = [(gops[g][1], score) for g, score in certain.items() if g not in looks]
     return Plan([looks[g] for g in sorted(looks)], cuts, dict(zip(numbers.tolist(), thumbs, strict=True)))
+
+
+def _held_rate(info: VideoInfo) -> float:
+    """Deviation of the bytes of each second from their mean, as a share of it; small where the rate is held constant.
+
+    By filler or a small buffer, as in broadcasts: there, sizes tell nothing of what is shown.
+    """
+    seconds = int(info.duration_s)
+    if seconds < _LEAST_SECONDS:
+        return float("inf")
+    which = np.minimum(info.times_s.astype(np.int64), seconds)
+    sums = np.bincount(which, weights=info.packet_size, minlength=seconds)[:seconds]
+    return float(sums.std() / sums.mean())
 
 
 def _key_interval(gops: list[tuple[int, int]]) -> int:

@@ -197,6 +197,17 @@ def test_films_without_colours_have_all_their_cuts(tmp_path: Path, colours: str,
     assert spans(found(path)) == [("hard", at, at) for at in BIKES_CUTS]
 
 
+@pytest.mark.parametrize("rate", [["-bufsize", "60k"], ["-bufsize", "100k", "-x264-params", "nal-hrd=cbr"]])
+def test_a_constant_rate_hides_no_cuts(tmp_path: Path, rate: list[str]) -> None:
+    """Sizes of packets say nothing where filler or a small buffer keeps them alike."""
+    shots = (Shot("bikes.3", 130), Shot("bunny", 18), Shot("bikes.3", 164), Shot("carphone", 18), Shot("bikes.3", 120))
+    source, path = make_film(tmp_path / "a.mp4", shots, size=(320, 180)).path, tmp_path / "b.mkv"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-c:v", "libx264", "-g", "120"]
+    command += ["-sc_threshold", "0", "-b:v", "300k", "-minrate", "300k", "-maxrate", "300k", *rate, str(path)]
+    subprocess.run(command, check=True)
+    assert [cut.frame for cut in found(path)] == [130, 148, 312, 330]
+
+
 @pytest.mark.parametrize("gop", [250, 40])
 @pytest.mark.parametrize("piece", ["bunny", "carphone", "bikes.3"])
 @pytest.mark.parametrize("other", [{"mirror": True}, {"crop": (0.25, 0.2, 0.75, 0.7)}])
