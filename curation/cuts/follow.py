@@ -51,9 +51,10 @@ class Follower:
     def chunks(self, spared: np.ndarray) -> Iterator[Chunk]:
         """The frames of the plan's GOPs in chunks; of long stretches, in overlapping ones."""
         info, looks = self._info, self._plan.looks
+        times = np.append(info.times_s, info.duration_s)
         wanted = np.zeros(info.frames + 1, bool)
         for look in looks:
-            beyond = float(np.append(info.times_s, info.duration_s)[look.stop]) + self._steadiness.beyond_s
+            beyond = times[look.stop] + self._steadiness.beyond_s
             wanted[look.first : max(look.stop, int(np.searchsorted(info.times_s, beyond)))] = True
         stretch = np.cumsum(np.diff(wanted.astype(np.int8), prepend=0) > 0)
         most = max(_CHUNK_FRAMES, round(2 * CONTEXT_S * info.frames / info.duration_s))

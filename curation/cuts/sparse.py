@@ -104,15 +104,15 @@ def unsteady(
     averages = (sums[window:] - sums[:-window]) / window + 20.0
     median = float(np.median(averages))
     swollen = averages >= swell * median
+    least = limits.cost * min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
     if stop < info.frames:  # at the film's end a fade to black may cost next to nothing
         extra = np.concatenate([[0.0], np.cumsum(np.maximum(averages - median, 0))])
         half = max(1, round(rate / 2))
         at = np.arange(len(averages))
         spent = extra[np.minimum(at + half, len(averages))] - extra[np.maximum(at - half, 0)]
-        swollen &= spent >= limits.cost * min(info.packet_size[first], info.packet_size[stop])
+        swollen &= spent >= least
     bad = np.flatnonzero(swollen | (averages <= limits.dip * median) if dips else swollen)
     # A cut that got no key frame is one large packet, which an average over more of them may hide.
-    least = limits.cost * min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
     large = np.flatnonzero(sizes >= max(least, limits.spike * float(np.quantile(sizes, 0.75))))
     at = np.concatenate([bad, bad + window - 1, large])
     return (first + 1 + int(at.min()), first + 1 + int(at.max())) if len(at) else None

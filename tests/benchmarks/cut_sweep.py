@@ -51,6 +51,7 @@ STEADINESS: dict[str, tuple[float, ...]] = {
     "beyond_s": (1.5, 3.5),
 }
 THRESHOLDS = (8.0, 16.0, 24.0)
+_HEAD = "| threshold | default | here | hard: hit / missed / surplus | F1 | gradual: hit / missed / surplus | F1 |"
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def report(folder: Path) -> str:
         "Repeat it with `python -m tests.benchmarks.cuts --sweep`. Between values of `same` that are equal here, three",
         "more sets from the same pieces (other seeds; 279 transitions) chose: gradual F1 .965 at 0.7, .955 at 0.5.",
         "",
-        "| threshold | default | here | hard: hit / missed / surplus | F1 | gradual: hit / missed / surplus | F1 |",
+        _HEAD,
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, value, default, detector in variations():
@@ -161,7 +162,7 @@ def report(folder: Path) -> str:
         "The same films, and when their GOPs count as steady (`curation/cuts/sparse.py`). Decoded: frames that came",
         "out of the decoder, some of them twice, over frames of the films, which are full of cuts.",
         "",
-        lines[8] + " decoded |",
+        f"{_HEAD} decoded |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in steadiness_rows(chosen):
