@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -284,7 +285,7 @@ def make_film(
         ticks = np.concatenate([[0], np.cumsum(steps)[:-1]])
     time_base = 1 / rate
     offset = round(start_s * rate)
-    with av.open(str(path), "w") as out:
+    with _own_priority(), av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=rate)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p10le" if ten_bit else "yuv420p"
@@ -311,6 +312,19 @@ def make_film(
         if sound is not None and audio_s is not None:
             _write_tone(out, sound, audio_s, start_s)
     return Labels(path, count, labels, tuple(float(t * time_base) for t in ticks))
+
+
+@contextmanager
+def _own_priority() -> Iterator[None]:
+    """Leave the thread's scheduling as it was: SVT-AV1 makes its caller a real-time thread where it may (as root).
+
+    Whatever that thread starts inherits it, and a real-time Chromium leaves nothing to the other processes.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def _options(

@@ -113,7 +113,9 @@ def test_pyav_finds_any_frame_by_seeking(smart_clip: Get, name: str) -> None:
 
 _SHOW = """async ([url, times]) => {
   const video = document.querySelector('video'), canvas = document.querySelector('canvas');
-  const failed = new Promise((_, no) => { video.onerror = () => no(new Error(video.error.message)); });
+  const failed = new Promise((_, no) => {
+    video.onerror = () => no(new Error(video.error.message));
+    setTimeout(() => no(new Error(`${url} at ${video.currentTime}: not all shown after 60 s`)), 60000); });
   const shown = t => Promise.race([failed, new Promise(yes => {
     video.requestVideoFrameCallback((now, frame) => yes(frame.mediaTime)); video.currentTime = t; })]);
   video.src = url;
