@@ -139,7 +139,7 @@ def _feed(
                 packets = packets_of(container, stream)
             except av.error.FFmpegError:
                 pass  # read on instead
-        active = False
+        active = left = False
         try:
             for packet in packets:
                 if packet.size == 0:
@@ -154,8 +154,11 @@ def _feed(
                 if not active and at_rank == start:
                     active = True
                 if active and resume_at is not None and at_rank < _rank(info, resume_at()):
-                    context.flush_buffers()
+                    if not left:
+                        context.flush_buffers()
+                    left = True
                 elif active:
+                    left = False
                     if spared is not None:
                         context.skip_frame = _SKIP_FRAME["nothing" if spared[number] else skip]
                     yield from numbered(sent(packet))

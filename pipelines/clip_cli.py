@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,14 +12,27 @@ from curation.clips import MODES, Clip, Mode, Plan, cut_clips, plan
 from curation.cuts import DETECTORS, detector
 from curation.errors import CannotDecode
 from curation.probe import probe
+from pipelines.units import seconds
+
+
+class _Seconds(click.ParamType):
+    """A duration with its unit, as in a job's spec."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.command("clip")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("-o", "--output", type=click.Path(file_okay=False), required=True, help="Folder for the clips.")
 @click.option("--mode", type=click.Choice(MODES), default="smart", show_default=True)
-@click.option("--min-s", type=float, default=2.0, show_default=True, help="Shortest clip, seconds.")
-@click.option("--max-s", type=float, default=20.0, show_default=True, help="Longest clip, seconds.")
+@click.option("--min", "min_s", type=_Seconds(), default="2 s", show_default=True, help="Shortest clip.")
+@click.option("--max", "max_s", type=_Seconds(), default="20 s", show_default=True, help="Longest clip.")
 @click.option("--detector", "name", type=click.Choice(DETECTORS), default="cascade", show_default=True)
 def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: float, name: str) -> None:
     """Cut each FILE into clips of one shot each, as OUTPUT/<name>_<number>.mp4.
@@ -27,7 +41,7 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
     Exit code 1 if any file or clip failed; the others are written all the same.
     """
     if not 0 <= min_s <= max_s or max_s <= 0:
-        raise click.UsageError(f"--min-s {min_s} and --max-s {max_s} leave no length a clip could have")
+        raise click.UsageError(f"--min {min_s:g} s and --max {max_s:g} s leave no length a clip could have")
     folder = Path(output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,11 +67,11 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
             else:
                 failed = True
                 click.echo(f"error: {result.message} [{result.reason}]", err=True)
-        seconds = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
+        made_s = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
         copied = sum(each.copied_s for each in made)
         click.echo(f"{file}: {info.duration_s:.2f} s, {len(cuts)} cuts, {len(made)} clips in {folder}")
-        click.echo(f"  {mode}: {copied:.2f} s copied, {seconds - copied:.2f} s re-encoded")
-        click.echo(_yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - seconds))
+        click.echo(f"  {mode}: {copied:.2f} s copied, {made_s - copied:.2f} s re-encoded")
+        click.echo(_yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - made_s))
     sys.exit(1 if failed else 0)
 
 

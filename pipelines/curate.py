@@ -19,7 +19,7 @@ from pipelines.duplicates import near_duplicates_of
 from pipelines.inputs import InputError, find_duplicates, find_sources
 from pipelines.live import describe, told
 from pipelines.metrics import Metrics
-from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools
+from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools, traceless
 from pipelines.spec import Spec
 from pipelines.survey import Named, NoRoom, Survey, gather, survey
 
@@ -90,6 +90,11 @@ def curate(spec: Spec, address: str | None = None, show: Show = lambda progress:
         JobFailed: the dataset could not be written to any more.
         pipelines.cluster.ClusterError: Ray cannot be started or reached.
     """
+    with traceless(spec):
+        return _curate(spec, address, show)
+
+
+def _curate(spec: Spec, address: str | None, show: Show) -> Dataset:
     dataset, named = prepare(spec)
     with locked(dataset.storage):
         finish_compaction(dataset)

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from curation.schema import SCORES
 from curation.structured_log import log_if_asked
 from pipelines.live import KEPT
 from pipelines.spec import Spec, SpecError, parse_spec, read_yaml, read_yaml_text
@@ -19,7 +20,13 @@ from pipelines.spec import Spec, SpecError, parse_spec, read_yaml, read_yaml_tex
 @click.argument("what", metavar="SPEC|FOLDER")
 @click.option("-o", "--output", metavar="OUT", help="Dataset folder or URL; replaces the spec's output.")
 @click.option("--address", metavar="ADDRESS", help="Run on this Ray cluster (default: RAY_ADDRESS, else this machine).")
-@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a key, e.g. clips.mode=exact.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a key, e.g. clips.mode=exact or decision.rules.motion.coarse.min=1.",
+)
 def command(what: str, output: str | None, address: str | None, changes: tuple[str, ...]) -> None:
     """Turn videos into a dataset of training clips, with shards and a report.
 
@@ -57,7 +64,7 @@ def _apply(data: dict[str, Any], change: str) -> None:
     path, equals, value = change.partition("=")
     if not equals:
         raise SpecError(f"--set {change}: write KEY=VALUE")
-    *sections, key = path.strip().split(".")
+    *sections, key = _keys(path.strip())
     for section in sections:
         below = data.setdefault(section, {})
         if not isinstance(below, dict):
@@ -67,6 +74,17 @@ def _apply(data: dict[str, Any], change: str) -> None:
         data[key] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from None
+
+
+def _keys(path: str) -> list[str]:
+    """The parts of a.b.c, those of a score's name kept together: decision.rules.motion.coarse.min has four."""
+    for section in ("decision.rules.", "gates."):
+        rest = path.removeprefix(section)
+        score = next((each.name for each in SCORES if f"{rest}.".startswith(f"{each.name}.") and "." in each.name), "")
+        if rest != path and score:
+            below = rest.removeprefix(score).removeprefix(".")
+            return [*section.rstrip(".").split("."), score, *([below] if below else [])]
+    return path.split(".")
 
 
 NO_RAY = 69  # EX_UNAVAILABLE

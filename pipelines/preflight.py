@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
 from pipelines.lease import Held, leased
+from pipelines.live import NAME as LIVE
 from pipelines.spec import Resources, Spec, TextStage, Workers
 
 _WRITER_CPUS = 0.1
@@ -210,6 +211,28 @@ def open_output(spec: Spec) -> Storage:
     except OSError as error:
         raise Refused(f"{spec.output}: cannot write there ({error.strerror or error})") from None
     return storage
+
+
+@contextmanager
+def traceless(spec: Spec) -> Iterator[None]:
+    """Take back what `open_output` put into a new folder when the block refuses the job.
+
+    So the spec may be corrected and have the same folder. Where sources are committed, the job stays.
+    """
+    storage, found = Storage(spec.output), True
+    with suppress(OSError):  # open_output will say what is wrong
+        found = storage.exists("job.yaml")
+    made = storage.is_local and not os.path.isdir(storage.path())
+    try:
+        yield
+    except Refused:
+        with suppress(OSError):
+            if not found and not storage.list("sources"):
+                storage.remove("job.yaml")
+                storage.remove(LIVE)
+            if made:
+                os.rmdir(storage.path())  # fails, and should, where anything is left
+        raise
 
 
 def _differences(theirs: Any, ours: Any, path: str = "") -> list[str]:

@@ -9,11 +9,13 @@ own (it pins torch 2.1); README.md says how that was made. Cuts, smart clips, co
 """
 
 import csv
+import io
 import json
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Callable
@@ -180,36 +182,43 @@ def memory(hours: float, path: Path | None) -> None:
 @click.option("--python", required=True, help="Python of the environment that holds video2dataset.")
 @click.option("--films", type=click.Path(path_type=Path))
 @click.option("--repeat", default=1, help="Names under which each film is worked on, for a longer job.")
-@click.option("--mode", default="smart", help="How we clip; video2dataset's way is our `keyframe`.")
-def peer(python: str, films: Path | None, repeat: int, mode: str) -> None:
-    """video2dataset: content cuts, key-frame clips, optical flow, as its own example does, on the same films."""
+@click.option("--mode", default="smart", help="How we clip.")
+@click.option(
+    "--precision",
+    type=click.Choice(["exact", "keyframe_adjusted"]),
+    default="exact",
+    help="How video2dataset clips: `exact` for the clips of our `smart`, `keyframe_adjusted` for those of `keyframe`.",
+)
+def peer(python: str, films: Path | None, repeat: int, mode: str, precision: str) -> None:
+    """video2dataset with content cuts, clips and optical flow, on the same films."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         inputs = _inputs(films, root, repeat)
         from pipelines.curate import curate
 
         ours = measured(lambda: curate(_spec(inputs, root / "ours", mode)))
-        seconds, stage_s = _seconds(root / "ours"), _stage_s(root / "ours")
+        seconds, stage_s, kept_s = _seconds(root / "ours"), _stage_s(root / "ours"), _kept_s(root / "ours")
         with (root / "films.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["videoLoc"])
             writer.writerows([[str(path)] for path in sorted(inputs.iterdir())])
-        theirs = measured(lambda: _video2dataset(python, root))
-    print(f"{seconds:.0f} s of film")
+        theirs = measured(lambda: _video2dataset(python, root, precision))
+        their_kept_s = sum(_tar_s(path) for path in (root / "v2d-flow").glob("*.tar"))
+    print(f"{seconds:.0f} s of film; ours {mode}, video2dataset's {precision}")
     # Ray's own processes are nobody's children here, so our processor time is that of the stages.
-    print(f"clipmill         {ours.wall_s:7.1f} s wall {stage_s:7.1f} s CPU in the stages")
-    print(f"video2dataset    {theirs.wall_s:7.1f} s wall {theirs.cpu_s:7.1f} s CPU")
+    print(f"clipmill         {ours.wall_s:7.1f} s wall {stage_s:7.1f} s CPU in the stages {kept_s:7.1f} s of clips")
+    print(f"video2dataset    {theirs.wall_s:7.1f} s wall {theirs.cpu_s:7.1f} s CPU {their_kept_s:21.1f} s of clips")
     print(f"ratio            {theirs.wall_s / ours.wall_s:7.1f}        {theirs.cpu_s / stage_s:7.1f}")
 
 
-def _video2dataset(python: str, root: Path) -> None:
+def _video2dataset(python: str, root: Path, precision: str) -> None:
     """Both of its passes: cut and clip, then flow on the clips. Twice its process per CPU is not faster."""
     cpus = len(os.sched_getaffinity(0))
     storage = {"number_sample_per_shard": 3, "oom_shard_count": 5, "captions_are_subtitles": False}
     distribution = {"processes_count": cpus, "thread_count": 4, "subjob_size": 1000, "distributor": "multiprocessing"}
     common = {"storage": storage, "distribution": distribution}
     detection = {"cut_detection_mode": "all", "framerates": None, "threshold": 27, "min_scene_len": 15}
-    clipping = {"min_length": 2.0, "max_length": 20.0, "max_length_strategy": "all", "precision": "keyframe_adjusted"}
+    clipping = {"min_length": 2.0, "max_length": 20.0, "max_length_strategy": "all", "precision": precision}
     flow = {"detector": "cv2", "detector_args": None, "dtype": "fp16"}
     cutting = {
         "subsampling": {
@@ -270,6 +279,25 @@ def _stage_s(out: Path) -> float:
 
     table = Dataset(out).sources()
     return sum(value or 0.0 for name in TIMINGS for value in table[name].to_pylist())
+
+
+def _kept_s(out: Path) -> float:
+    """Seconds of the clips that the job wrote."""
+    from pipelines.dataset import Dataset
+
+    return sum(Dataset(out).sources()["kept_s"].to_pylist())
+
+
+def _tar_s(path: Path) -> float:
+    """Seconds of the clips in one of video2dataset's shards."""
+    seconds = 0.0
+    with tarfile.open(path) as tar:
+        for member in tar:
+            if member.name.endswith(".mp4") and (file := tar.extractfile(member)):
+                with av.open(io.BytesIO(file.read())) as clip:
+                    stream = clip.streams.video[0]
+                    seconds += float(stream.frames / (stream.average_rate or 1))
+    return seconds
 
 
 def _seconds(out: Path) -> float:

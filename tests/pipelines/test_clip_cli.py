@@ -11,7 +11,7 @@ from tests.media import film
 
 
 def test_it_writes_clips_and_prints_a_yield_that_closes(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), "-o", str(tmp_path / "out"), "--min-s", "1"])
+    result = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), "-o", str(tmp_path / "out"), "--min", "1 s"])
     assert result.exit_code == 0, result.output
     written = sorted((tmp_path / "out").iterdir())
     assert [each.name for each in written] == [f"bikes_{number:04d}.mp4" for number in range(len(written))]
@@ -37,9 +37,12 @@ def test_a_bad_file_is_an_error_and_the_others_are_clipped(tmp_path: Path) -> No
 
 
 def test_impossible_lengths_are_refused_before_work(tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["clip", "x.mp4", "-o", str(tmp_path / "out"), "--min-s", "5", "--max-s", "4"])
+    result = CliRunner().invoke(main, ["clip", "x.mp4", "-o", str(tmp_path / "out"), "--min", "5s", "--max", "4 s"])
     assert result.exit_code == 2
-    assert "--min-s 5.0" in result.output
+    assert "--min 5 s" in result.output
+    result = CliRunner().invoke(main, ["clip", "x.mp4", "-o", str(tmp_path / "out"), "--min", "5"])
+    assert result.exit_code == 2
+    assert "write it like '2 s'" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -48,7 +51,7 @@ def test_films_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
     other = tmp_path / "b" / "bikes.mp4"
     other.write_bytes(film("bikes.mp4").read_bytes())
     out = tmp_path / "out"
-    run = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), str(other), "-o", str(out), "--min-s", "1"])
+    run = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), str(other), "-o", str(out), "--min", "1 s"])
     assert run.exit_code == 0, run.output
     names = {path.name.rsplit("_", 1)[0] for path in out.iterdir()}
     assert names == {"bikes", "bikes-2"}

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from curation.weights import WeightsUnavailable
 from pipelines import curate as curate_module
 from pipelines import preflight
 from pipelines.cli import main
-from pipelines.preflight import Pool, Pools, Refused, locked, open_output, plan_pools
+from pipelines.preflight import Pool, Pools, Refused, locked, open_output, plan_pools, traceless
 from pipelines.spec import Spec, parse_spec
 from tests.media import film
 
@@ -121,6 +121,30 @@ def test_no_space(films: Path, small_disk: Path) -> None:
 def test_too_few_cpus(films: Path, tmp_path: Path) -> None:
     said = refused(curate(films, "-o", tmp_path / "out", "--set", "scores.text.cpus=64", "--set", "resources.cpus=2"))
     assert "too few CPUs: the stages need 64.6 (sources 0.5, text 64, writer 0.1), the cluster has 2" in said
+    assert not (tmp_path / "out").exists(), "the spec may be corrected, and have the same folder"
+
+
+def test_a_refusal_takes_back_only_what_it_made(tmp_path: Path) -> None:
+    out, mine = tmp_path / "out", spec(output=str(tmp_path / "out"))
+
+    def refused_after(work: Callable[[], object] = lambda: None) -> None:
+        with traceless(mine):
+            open_output(mine)
+            work()
+            raise Refused("no")
+
+    out.mkdir()
+    with pytest.raises(Refused):
+        refused_after()
+    assert list(out.iterdir()) == []
+    open_output(mine)
+    with pytest.raises(Refused):
+        refused_after()
+    assert (out / "job.yaml").exists(), "an earlier run's"
+    (out / "job.yaml").unlink()
+    with pytest.raises(Refused):
+        refused_after(lambda: Storage(out).write("sources/part-live-000000.parquet", b""))
+    assert (out / "job.yaml").exists(), "a source is done"
 
 
 def test_missing_weights(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,12 @@ def test_the_command_line_completes_a_spec(tmp_path: Path) -> None:
     assert (spec.output, spec.clips.min, spec.clips.max) == ("elsewhere", 1.0, 10.0)
     assert spec.scores.text.implementation == "off"
     assert spec.input.uris == ["films"]
+    changes = ("decision.rules.motion.coarse.min=1", "gates.motion.coarse={max: 9}", "decision.rules.camera.in=[pan]")
+    with pytest.raises(SpecError, match="there is no label 'pan'"):
+        resolve("folder", None, changes)
+    dotted = resolve("folder", None, changes[:2])
+    assert dotted.decision.rules == {"motion.coarse": {"min": 1}}
+    assert dotted.gates == {"motion.coarse": {"max": 9}}
     assert resolve("some/folder", None).input.uris == ["some/folder"]
     with pytest.raises(SpecError, match="KEY=VALUE"):
         resolve("folder", None, ("clips",))
