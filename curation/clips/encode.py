@@ -1,8 +1,9 @@
 """Re-encoding of a run of frames so that the result can stand beside copied packets of the same film.
 
-Settings were chosen for fidelity first, then speed (`python -m tests.benchmarks.clips --presets`): x264 superfast is
-1.8 times as fast as veryfast at the same PSNR for 10 to 30 % more bytes, and edges are few. One thread per encoder, so
-that the bytes do not depend on the machine.
+Settings were chosen for fidelity first, then speed (`python -m tests.benchmarks.clips --presets`): x264 ultrafast with
+B-frames and small blocks is 1.7 times as fast as superfast, for a fifth to a half more bytes at the same PSNR (the
+plain ultrafast: three times the bytes), and edges are few. One thread per encoder, so that the bytes do not depend on
+the machine.
 """
 
 import functools
@@ -19,6 +20,12 @@ from curation.probe import VideoInfo
 # H.264 parameter sets of re-encoded frames carry this id, so that both sets of a smart clip can be active in turn
 # without one replacing the other. Encoders in use count from 0.
 OUR_SPS_ID = 31
+
+# Small blocks where nothing moved in time to predict from, and B-frames: what ultrafast lacks most for its bytes.
+# mbtree=0: with AVX-512, x264's macroblock tree reads memory that nobody wrote when the width is no multiple of 256,
+# and the bytes differ from run to run (found with MALLOC_PERTURB_).
+X264_OPTIONS = {"preset": "ultrafast", "crf": "18", "bf": "3"}
+X264_PARAMS = "mbtree=0:b-adapt=0:partitions=i4x4,i8x8:8x8dct=1"
 
 # By bit depth and chroma sampling (VP9 bitstream specification, section 7.2).
 _VP9_PROFILES = {"yuv420p": 0, "yuv422p": 1, "yuv444p": 1, "yuv420p10le": 2, "yuv422p10le": 3, "yuv444p10le": 3}
@@ -117,12 +124,10 @@ class PieceEncoder:
 
     def _settings(self) -> dict[str, str]:
         if self.codec == "h264":
-            # mbtree=0: with AVX-512, x264's macroblock tree reads memory that nobody wrote when the width is no
-            # multiple of 256, and the bytes differ from run to run (found with MALLOC_PERTURB_).
-            params = "open-gop=0:mbtree=0:scenecut=0:b-adapt=0:threads=1:lookahead-threads=1"
+            params = f"{X264_PARAMS}:open-gop=0:scenecut=0:threads=1:lookahead-threads=1"
             if self.splice:
                 params += f":sps-id={OUR_SPS_ID}"
-            options = {"preset": "superfast", "crf": "17", "x264-params": params}
+            options = {**X264_OPTIONS, "x264-params": params}
             if self.splice and self.info.profile in _X264_PROFILES:
                 options["profile"] = _X264_PROFILES[self.info.profile]
             if self.splice and _never_reorders(self.info):
