@@ -203,7 +203,7 @@ def peer(python: str, films: Path | None, repeat: int, mode: str, precision: str
             writer.writerow(["videoLoc"])
             writer.writerows([[str(path)] for path in sorted(inputs.iterdir())])
         theirs = measured(lambda: _video2dataset(python, root, precision))
-        their_kept_s = sum(_tar_s(path) for path in (root / "v2d-flow").glob("*.tar"))
+        their_kept_s = sum(_tar_s(path) for path in (root / "v2d").glob("*.tar"))
     print(f"{seconds:.0f} s of film; ours {mode}, video2dataset's {precision}")
     # Ray's own processes are nobody's children here, so our processor time is that of the stages.
     print(f"clipmill         {ours.wall_s:7.1f} s wall {stage_s:7.1f} s CPU in the stages {kept_s:7.1f} s of clips")
