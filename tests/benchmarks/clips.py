@@ -66,9 +66,10 @@ def _peer(info: VideoInfo, planned: Plan, folder: Path) -> None:
     for span in planned.spans:
         start = float((span.start_pts - int(info.pts[0])) * info.time_base)
         length = float((span.end_pts - span.start_pts) * info.time_base)
+        settings = " ".join(f"-{key} {value}" for key, value in X264_OPTIONS.items())
         command = (
-            f"-nostdin -v error -y -threads 1 -ss {start:.6f} -i {info.path} -t {length:.6f} "
-            f"-c:v libx264 -preset superfast -crf 17 -threads 1 -c:a copy {folder}/peer.mp4"
+            f"-nostdin -v error -y -threads 1 -ss {start:.6f} -i {info.path} -t {length:.6f} -c:v libx264 {settings} "
+            f"-x264-params {X264_PARAMS} -threads 1 -c:a copy {folder}/peer.mp4"
         )
         subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), *command.split()], check=True)
 
