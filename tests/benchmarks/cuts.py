@@ -3,6 +3,7 @@
     python -m tests.benchmarks.cuts                    both halves, edited films, the long-shot film, real films
     python -m tests.benchmarks.cuts --detectors cascade,adaptive --one-core
     python -m tests.benchmarks.cuts --media FOLDER     also films of your own (cost only, unless they are known)
+    python -m tests.benchmarks.cuts --floors           also what decoding alone costs
     python -m tests.benchmarks.cuts --sweep            writes curation/cuts/SWEEP.md
 
 The films are built once (about ten minutes) under --folder. Each film is given to all detectors in turn, so that they
@@ -10,6 +11,7 @@ share whatever else the machine does. Counting rule: cut_scoring.py.
 """
 
 import argparse
+import functools
 import os
 import tempfile
 import time
@@ -22,6 +24,7 @@ import cv2
 import curation.cuts
 from curation.probe import probe
 from tests.benchmarks.cut_corpus import VERSION, build, built, edited, long_shots
+from tests.benchmarks.cut_floors import FLOORS
 from tests.benchmarks.cut_peers import PEERS
 from tests.benchmarks.cut_scoring import Counts, Kind, Span, count, coverage, match
 from tests.benchmarks.cut_sweep import report
@@ -75,6 +78,7 @@ def main() -> None:
     parser.add_argument("--sets", help="comma-separated; all by default")
     parser.add_argument("--one-core", action="store_true", help="pin this process to one core")
     parser.add_argument("--each", action="store_true", help="also what each film's detections missed or added")
+    parser.add_argument("--floors", action="store_true", help="also what decoding alone costs (cut_floors.py)")
     parser.add_argument("--sweep", action="store_true", help="write curation/cuts/SWEEP.md instead")
     options = parser.parse_args()
     if options.one_core:
@@ -84,8 +88,7 @@ def main() -> None:
         assert curation.cuts.__file__
         Path(curation.cuts.__file__).with_name("SWEEP.md").write_text(report(options.folder))
         return
-    names = options.detectors.split(",")
-    finders = {name: PEERS[name]() for name in names}
+    finders = {name: PEERS[name]() for name in options.detectors.split(",")}
     tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     chosen = sets(options.folder, Path(options.media) if options.media else None)
     for label, films in chosen.items():
@@ -93,9 +96,12 @@ def main() -> None:
             continue
         for path, truth in films:
             duration = probe(path).duration_s
-            for name, finder in finders.items():
+            runs = {name: functools.partial(finder, path) for name, finder in finders.items()}
+            if options.floors:
+                runs |= {name: functools.partial(floor, path, truth) for name, floor in FLOORS.items()}
+            for name, run in runs.items():
                 wall, cpu = time.perf_counter(), time.process_time()
-                found = finder(path)
+                found = run()
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                 pairs, surplus = match(truth, found)
                 for group in (label, "all"):
