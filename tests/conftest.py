@@ -3,6 +3,7 @@
 The latter say so themselves: `pytestmark = pytest.mark.xdist_group("ray")`.
 """
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -26,11 +27,28 @@ def browser(one_browser: Browser) -> Iterator[Browser]:
         context.close()
 
 
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A command that logs as JSON takes the project's log for its process, and caplog hears nothing from then on."""
+    logger = logging.getLogger("clipmill")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before[0], before[1], before[2]
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.get_closest_marker("xdist_group") is None:
         item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
+_LONG = ("ray", "test_training_resume", "test_training_layouts", "test_caption_merge", "test_bad_clips")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The tests on Ray, which take longest, start first."""
-    items.sort(key=lambda item: ("ray",) not in [marker.args for marker in item.iter_markers("xdist_group")])
+    """Groups that take minutes start first, so that no process waits for the other at the end."""
+
+    def place(item: pytest.Item) -> int:
+        groups = [marker.args[0] for marker in item.iter_markers("xdist_group")]
+        return min((_LONG.index(group) for group in groups if group in _LONG), default=len(_LONG))
+
+    items.sort(key=place)
