@@ -226,10 +226,11 @@ def traceless(spec: Spec) -> Iterator[None]:
     try:
         yield
     except Refused:
-        with suppress(OSError):
-            if not found and not storage.list("sources"):
-                storage.remove("job.yaml")
-                storage.remove(LIVE)
+        with suppress(OSError, Refused):
+            with locked(storage):  # else another run is at work here by now
+                if not found and not storage.list("sources"):
+                    storage.remove("job.yaml")
+                    storage.remove(LIVE)
             if made:
                 os.rmdir(storage.path())  # fails, and should, where anything is left
         raise

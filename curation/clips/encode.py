@@ -1,9 +1,9 @@
 """Re-encoding of a run of frames so that the result can stand beside copied packets of the same film.
 
 Settings were chosen for fidelity first, then speed (`python -m tests.benchmarks.clips --presets`): x264 ultrafast with
-B-frames and small blocks is 1.7 times as fast as superfast, for a fifth to a half more bytes at the same PSNR (the
+B-frames and small blocks is 1.5 to 1.8 times as fast as superfast, for 15 to 80 % more bytes at the same PSNR (the
 plain ultrafast: three times the bytes), and edges are few. x265's ultrafast is 1.8 times as fast as its superfast, at
-the same PSNR for about as many bytes. One thread per encoder, so that the bytes do not depend on the machine.
+0.3 to 1 dB less for the same bytes. One thread per encoder, so that the bytes do not depend on the machine.
 """
 
 import functools

@@ -137,6 +137,10 @@ def test_a_refusal_takes_back_only_what_it_made(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         refused_after()
     assert list(out.iterdir()) == []
+    with locked(Storage(out)), pytest.raises(Refused):
+        refused_after()
+    assert (out / "job.yaml").exists(), "another run has begun"
+    (out / "job.yaml").unlink()
     open_output(mine)
     with pytest.raises(Refused):
         refused_after()
