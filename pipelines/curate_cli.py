@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -77,14 +78,12 @@ def _apply(data: dict[str, Any], change: str) -> None:
 
 
 def _keys(path: str) -> list[str]:
-    """The parts of a.b.c, those of a score's name kept together: decision.rules.motion.coarse.min has four."""
-    for section in ("decision.rules.", "gates."):
-        rest = path.removeprefix(section)
-        score = next((each.name for each in SCORES if f"{rest}.".startswith(f"{each.name}.") and "." in each.name), "")
-        if rest != path and score:
-            below = rest.removeprefix(score).removeprefix(".")
-            return [*section.rstrip(".").split("."), score, *([below] if below else [])]
-    return path.split(".")
+    """The parts of a.b.c; a score's name is one, though it has a dot: decision.rules.motion.coarse.min has four."""
+    parts, names = path.split("."), {each.name for each in SCORES}
+    for k, pair in enumerate(pairwise(parts)):
+        if ".".join(pair) in names:
+            return [*parts[:k], ".".join(pair), *parts[k + 2 :]]
+    return parts
 
 
 NO_RAY = 69  # EX_UNAVAILABLE

@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Groups that take minutes start first, so that no process waits for the other at the end."""
 
     def place(item: pytest.Item) -> int:
-        groups = [marker.args[0] for marker in item.iter_markers("xdist_group")]
-        return min((_LONG.index(group) for group in groups if group in _LONG), default=len(_LONG))
+        (group,) = item.get_closest_marker("xdist_group").args
+        return _LONG.index(group) if group in _LONG else len(_LONG)
 
     items.sort(key=place)

@@ -208,7 +208,7 @@ def peer(python: str, films: Path | None, repeat: int, mode: str, precision: str
         from pipelines.curate import curate
 
         ours = measured(lambda: curate(_spec(inputs, root / "ours", mode)))
-        seconds, stage_s, kept_s = _seconds(root / "ours"), _stage_s(root / "ours"), _kept_s(root / "ours")
+        seconds, stage_s, kept_s = _seconds(root / "ours"), _stage_s(root / "ours"), _seconds(root / "ours", "kept_s")
         with (root / "films.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["videoLoc"])
@@ -292,13 +292,6 @@ def _stage_s(out: Path) -> float:
     return sum(value or 0.0 for name in TIMINGS for value in table[name].to_pylist())
 
 
-def _kept_s(out: Path) -> float:
-    """Seconds of the clips that the job wrote."""
-    from pipelines.dataset import Dataset
-
-    return sum(Dataset(out).sources()["kept_s"].to_pylist())
-
-
 def _tar_s(path: Path) -> float:
     """Seconds of the clips in one of video2dataset's shards."""
     seconds = 0.0
@@ -311,10 +304,11 @@ def _tar_s(path: Path) -> float:
     return seconds
 
 
-def _seconds(out: Path) -> float:
+def _seconds(out: Path, column: str = "duration_s") -> float:
+    """Seconds of the sources, or what another of their columns adds up to."""
     from pipelines.dataset import Dataset
 
-    return sum(Dataset(out).sources()["duration_s"].to_pylist())
+    return sum(Dataset(out).sources()[column].to_pylist())
 
 
 if __name__ == "__main__":

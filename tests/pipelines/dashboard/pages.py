@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -49,6 +50,11 @@ def serving(*roots: Path) -> Iterator[str]:
             server.wait(20)
         except subprocess.TimeoutExpired:
             server.kill()
+
+
+def exported(page: Page, clips: int) -> None:
+    """Wait for the word that an export is done, which is not its progress: "0 of 23 clips, 0 B"."""
+    expect(page.get_by_text(re.compile(f"^{clips} clips, "))).to_be_visible()
 
 
 def kept_by_duckdb(root: Path, low: float, text: float | None = 0.07) -> int:
