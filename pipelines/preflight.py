@@ -191,7 +191,7 @@ def open_output(spec: Spec) -> Storage:
     Raises:
         Refused: the folder cannot be made or written to, holds another job, or holds something else.
     """
-    storage = Storage(spec.output)
+    storage = _output(spec)
     try:
         if storage.is_local:
             os.makedirs(storage.path(), exist_ok=True)
@@ -213,13 +213,20 @@ def open_output(spec: Spec) -> Storage:
     return storage
 
 
+def _output(spec: Spec) -> Storage:
+    try:
+        return Storage(spec.output)
+    except (ValueError, ImportError) as error:  # fsspec knows no such protocol, or lacks the package for it
+        raise Refused(f"output: {spec.output}: {error}") from None
+
+
 @contextmanager
 def traceless(spec: Spec) -> Iterator[None]:
     """Take back what `open_output` put into a new folder when the block refuses the job.
 
     So the spec may be corrected and have the same folder. Where sources are committed, the job stays.
     """
-    storage, found = Storage(spec.output), True
+    storage, found = _output(spec), True
     with suppress(OSError):  # open_output will say what is wrong
         found = storage.exists("job.yaml")
     made = storage.is_local and not os.path.isdir(storage.path())

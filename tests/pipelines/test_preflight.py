@@ -94,6 +94,10 @@ def test_an_output_folder_that_cannot_be_made(films: Path, tmp_path: Path) -> No
     assert "cannot write there" in refused(curate(films, "-o", tmp_path / "file" / "out"))
 
 
+def test_an_output_of_an_unknown_kind(films: Path) -> None:
+    assert "output: foo://bucket: Protocol not known: foo" in refused(curate(films, "-o", "foo://bucket"))
+
+
 def test_how_a_job_runs_and_what_is_decided_may_change_between_runs(tmp_path: Path) -> None:
     open_output(spec(output=str(tmp_path / "out")))
     changed = {"resources": {"attempts": 1}, "decision": {"rules": {"motion.coarse": {"min": 1.0}}}, "on_error": "keep"}
