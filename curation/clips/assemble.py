@@ -16,7 +16,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from curation.clips import bitstream
+from curation import bitstream
 from curation.clips.check import check_clip
 from curation.clips.clip import Clip, ClipSpan
 from curation.clips.encode import OUR_SPS_ID, Encoded, PieceEncoder, output_codec

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
-from curation.clips import bitstream
+from curation import bitstream
 from curation.probe import VideoInfo, open_video, packets_of
 
 # Codecs whose packets mp4 takes, and of these the ones whose packets may follow re-encoded ones.

@@ -5,7 +5,8 @@ from pathlib import Path
 import av
 import pytest
 
-from curation.clips import bitstream, cut_clips
+from curation import bitstream
+from curation.clips import cut_clips
 from curation.clips.clip import Clip
 from curation.clips.keys import entry_frames
 from curation.probe import probe
