@@ -106,7 +106,7 @@ def avcc(sets: list[bytes], size: int) -> bytes:
     out += b"".join(len(nal).to_bytes(2, "big") + nal for nal in sps) + bytes([len(pps)])
     out += b"".join(len(nal).to_bytes(2, "big") + nal for nal in pps)
     if sps[0][1] in (100, 110, 122, 144):
-        bits = _Bits(_unescaped(sps[0][4:]))
+        bits = Bits(unescaped(sps[0][4:]))
         bits.ue()  # seq_parameter_set_id
         chroma = bits.ue()
         if chroma == 3:
@@ -118,12 +118,12 @@ def avcc(sets: list[bytes], size: int) -> bytes:
 
 def sps_id(nal: bytes) -> int:
     """seq_parameter_set_id of an H.264 SPS."""
-    return _Bits(_unescaped(nal[4:12])).ue()
+    return Bits(unescaped(nal[4:12])).ue()
 
 
 def pps_id(nal: bytes) -> int:
     """pic_parameter_set_id of an H.264 PPS."""
-    return _Bits(_unescaped(nal[1:9])).ue()
+    return Bits(unescaped(nal[1:9])).ue()
 
 
 def undecorated(codec: str, nals: Iterable[bytes]) -> list[bytes]:
@@ -148,25 +148,28 @@ def cra_as_bla(nals: Iterable[bytes]) -> list[bytes]:
     ]
 
 
-def _unescaped(payload: bytes) -> bytes:
+def unescaped(payload: bytes) -> bytes:
     return payload.replace(b"\x00\x00\x03", b"\x00\x00")
 
 
-class _Bits:
-    """Reads bits and Exp-Golomb codes."""
+class Bits:
+    """Reads bits and Exp-Golomb codes (H.264, 9.1). Raises ValueError where there are no more."""
 
     def __init__(self, data: bytes) -> None:
-        self.value = int.from_bytes(data, "big")
-        self.left = len(data) * 8
+        self._value = int.from_bytes(data, "big")
+        self._left = len(data) * 8
 
     def u(self, count: int) -> int:
-        self.left -= count
-        if self.left < 0:
-            raise ValueError("the parameter set ends early")
-        return self.value >> self.left & ((1 << count) - 1)
+        self._left -= count
+        if self._left < 0:
+            raise ValueError("the bits end early")
+        return self._value >> self._left & ((1 << count) - 1)
 
     def ue(self) -> int:
-        zeros = 0
-        while self.u(1) == 0:
-            zeros += 1
-        return (1 << zeros) - 1 + self.u(zeros)
+        rest = self._value & ((1 << self._left) - 1)
+        zeros = self._left - rest.bit_length()
+        return self.u(2 * zeros + 1) - 1
+
+    def se(self) -> int:
+        code = self.ue()
+        return (code + 1) // 2 if code & 1 else -(code // 2)

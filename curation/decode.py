@@ -18,12 +18,9 @@ from av.video.stream import VideoStream
 from curation.errors import CannotDecode
 from curation.probe import VideoInfo, open_video, packets_of
 
-Skip = Literal["nothing", "nonref", "nonkey"]
-_SKIP_FRAME: dict[Skip, Literal["DEFAULT", "NONREF", "NONKEY"]] = {
-    "nothing": "DEFAULT",
-    "nonref": "NONREF",
-    "nonkey": "NONKEY",
-}
+Skip = Literal["nothing", "nonref", "bidir", "nonkey"]
+SKIPS: tuple[Skip, ...] = ("nothing", "nonref", "bidir", "nonkey")  # each leaves out more than the one before
+_SKIP_FRAME: tuple[Literal["DEFAULT", "NONREF", "BIDIR", "NONKEY"], ...] = ("DEFAULT", "NONREF", "BIDIR", "NONKEY")
 # Demuxing past this many packets costs more than a seek to the next key frame (mp4 and Matroska; other containers
 # seek by guessing, so there the packets are read through).
 _SEEK_OVER_PACKETS = 48
@@ -63,9 +60,8 @@ def decode(
     info: VideoInfo,
     wanted: np.ndarray | None = None,
     *,
-    skip: Skip = "nothing",
+    skip: Skip | np.ndarray = "nothing",
     loop_filter: bool = True,
-    spared: np.ndarray | None = None,
     threads: int = 1,
     resume_at: Callable[[], int] | None = None,
 ) -> Iterator[tuple[int, VideoFrame]]:
@@ -76,9 +72,10 @@ def decode(
 
     Args:
         wanted: frame numbers to reach; all when None.
-        skip: frames that the decoder leaves out ("nonref": those that no other frame refers to).
+        skip: frames that the decoder leaves out ("nonref": those that no other frame refers to; "bidir": all B-frames,
+            which the film's other frames must not refer to). Or an array with what applies to each frame of the film,
+            as positions in SKIPS.
         loop_filter: False leaves out deblocking: faster, and good enough for small pictures.
-        spared: bool per frame of the film: frames that `skip` does not apply to.
         threads: decoder threads; 0 lets the decoder choose.
         resume_at: asked before every packet for a key frame's number; what is decoded before that one is not wanted
             any more. Lets a caller who has seen enough of a GOP leave the rest.
@@ -97,10 +94,10 @@ def decode(
             raise CannotDecode("unknown_codec", f"{info.path}: no decoder for its video stream")
         context.thread_count = threads
         context.thread_type = "AUTO" if threads != 1 else "SLICE"
-        context.skip_frame = _SKIP_FRAME[skip]
+        levels = np.full(info.frames, SKIPS.index(skip)) if isinstance(skip, str) else skip
         if not loop_filter:
             context.options = {**context.options, "skip_loop_filter": "all"}
-        yield from _feed(info, container, stream, ranges, skip, spared, resume_at)
+        yield from _feed(info, container, stream, ranges, levels, resume_at)
 
 
 def _feed(
@@ -108,8 +105,7 @@ def _feed(
     container: InputContainer,
     stream: VideoStream,
     ranges: list[tuple[int, int]],
-    skip: Skip,
-    spared: np.ndarray | None,
+    levels: np.ndarray,
     resume_at: Callable[[], int] | None,
 ) -> Iterator[tuple[int, VideoFrame]]:
     number_of = {int(at): number for number, at in enumerate(info.pts)}
@@ -159,8 +155,7 @@ def _feed(
                     left = True
                 elif active:
                     left = False
-                    if spared is not None:
-                        context.skip_frame = _SKIP_FRAME["nothing" if spared[number] else skip]
+                    context.skip_frame = _SKIP_FRAME[levels[number]]
                     yield from numbered(sent(packet))
                 if at_rank >= stop - 1:
                     break

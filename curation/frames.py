@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 
-from curation.decode import Skip, decode
+from curation.decode import SKIPS, Skip, decode
 from curation.probe import VideoInfo
 
 PREVIEW_FPS = 1.0
@@ -120,18 +120,26 @@ class FilmFrames:
                 yield number, self._shrink(frame, size)
 
     def draft(
-        self, numbers: np.ndarray, spared: np.ndarray, resume_at: Callable[[], int] | None = None
+        self,
+        numbers: np.ndarray,
+        skip: np.ndarray,
+        resume_at: Callable[[], int] | None = None,
+        *,
+        keep_small: bool = True,
     ) -> Iterator[tuple[int, VideoFrame]]:
-        """Decode quickly, for small pictures: reference frames and those `spared` (bool per frame), no loop filter.
+        """Decode quickly, for small pictures: one pass that reaches the frames `numbers`, without loop filter.
 
-        One pass that reaches the frames `numbers`. Frames of the 2 fps grid are decoded too, and kept small, so that
-        motion needs no second decode where the cuts have looked. `resume_at`: see `decode`.
+        With `keep_small`, frames of the 2 fps grid are decoded too, and kept small, so that motion needs no second
+        decode where the cuts have looked. `skip`, `resume_at`: see `decode`; positions in SKIPS.
         """
-        grid = self._grid_numbers(2.0)
-        spared = spared.copy()
-        spared[grid] = True
-        on_grid = set(grid.tolist())
-        for number, frame in self._decode(numbers, "nonref", loop_filter=False, spared=spared, resume_at=resume_at):
+        skip = skip.copy()
+        on_grid: set[int] = set()
+        if keep_small:
+            grid = self._grid_numbers(2.0)
+            skip[grid] = 0
+            on_grid = set(grid.tolist())
+        skip = complete(self.info, skip)
+        for number, frame in self._decode(numbers, skip, loop_filter=False, resume_at=resume_at):
             if number in on_grid and number not in self._cache:
                 self._keep({number: self._shrink(frame)})
                 self._see(number, frame)
@@ -148,7 +156,9 @@ class FilmFrames:
     def exact(self, numbers: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """Exactly the frames `numbers` in one pass, without loop filter; nothing is kept."""
         wanted = set(np.asarray(numbers).tolist())
-        for number, frame in self._decode(numbers, "nothing", loop_filter=False):
+        skip = least(self.info)
+        skip[np.asarray(numbers, dtype=np.int64)] = 0
+        for number, frame in self._decode(numbers, complete(self.info, skip), loop_filter=False):
             if number in wanted:
                 yield number, frame
 
@@ -172,9 +182,9 @@ class FilmFrames:
         want_full = {int(n) for n in full if (int(n), short_side_px) not in self._waiting}
         fresh: dict[int, np.ndarray] = {}
         wanted = np.array(sorted(want_small | want_full), dtype=np.int64)
-        spared = np.zeros(self.info.frames, dtype=bool)
-        spared[wanted] = True
-        for number, frame in self._decode(wanted, "nonref", loop_filter=loop_filter, spared=spared):
+        skip = np.ones(self.info.frames, np.int8)
+        skip[wanted] = 0
+        for number, frame in self._decode(wanted, skip, loop_filter=loop_filter):
             if number in want_small:
                 fresh[number] = self._shrink(frame)
                 self._see(number, frame)
@@ -202,10 +212,9 @@ class FilmFrames:
     def _decode(
         self,
         numbers: np.ndarray,
-        skip: Skip,
+        skip: Skip | np.ndarray,
         *,
         loop_filter: bool,
-        spared: np.ndarray | None = None,
         resume_at: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, VideoFrame]]:
         for item in decode(
@@ -213,7 +222,6 @@ class FilmFrames:
             numbers,
             skip=skip,
             loop_filter=loop_filter,
-            spared=spared,
             threads=self.threads,
             resume_at=resume_at,
         ):
@@ -251,6 +259,19 @@ class FilmFrames:
         else:
             rgb = cv2.transform(cv2.merge(planes), _rgb_matrix(frame))
         return _rotated(rgb, self.info.rotation)
+
+
+def least(info: VideoInfo) -> np.ndarray:
+    """Positions in SKIPS, one per frame, that decode as little as leaves what is decoded right."""
+    return np.full(info.frames, SKIPS.index("bidir" if info.b_frames_optional else "nonref"), np.int8)
+
+
+def complete(info: VideoInfo, skip: np.ndarray) -> np.ndarray:
+    """`skip` with the B-frames that the decoded B-frames beside them may refer to."""
+    between = np.searchsorted(info.anchors, np.arange(info.frames))  # two anchors
+    most = np.full(len(info.anchors) + 1, 3, np.int8)
+    np.minimum.at(most, between, skip)
+    return np.where(most[between] < SKIPS.index("bidir"), np.minimum(skip, SKIPS.index("nonref")), skip)
 
 
 def jpeg(picture: np.ndarray) -> bytes:

@@ -14,9 +14,13 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from curation.errors import CannotDecode
+from curation.references import BFrameReferences
+
+_ENTRIES = 3  # key frames tried for the film's rotation: the first may be damaged
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class VideoInfo:
     decode_rank: np.ndarray  # int64: position of the frame's packet in decoding (file) order, from 0
     end_pts: int  # pts at which the last frame's display ends
     audio: AudioInfo | None
+    b_frames_optional: bool = False  # surely no other frame refers to B-frames (references.py)
 
     @property
     def frames(self) -> int:
@@ -67,6 +72,12 @@ class VideoInfo:
     @property
     def duration_s(self) -> float:
         return float((self.end_pts - int(self.pts[0])) * self.time_base)
+
+    @cached_property
+    def anchors(self) -> np.ndarray:
+        """Numbers, increasing, of the frames before which no frame is decoded that is shown later: I- and P-frames."""
+        order = np.argsort(self.decode_rank)
+        return np.sort(order[order == np.maximum.accumulate(order)])
 
     @property
     def display_size(self) -> tuple[int, int]:
@@ -142,7 +153,9 @@ def probe(path: str | Path) -> VideoInfo:
         context = stream.codec_context
         if not context.width or not context.height:
             raise CannotDecode("no_dimensions", f"{path}: the video stream has no frame size")
-        pts, sizes, keys, durations = _packets(container, stream)
+        is_h264 = context.codec.canonical_name == "h264"
+        references = BFrameReferences(context.extradata) if is_h264 else None
+        pts, sizes, keys, durations, entries = _packets(container, stream, references)
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None
@@ -164,7 +177,7 @@ def probe(path: str | Path) -> VideoInfo:
             bit_depth=pixel_format.components[0].bits if pixel_format else 8,
             width=context.width,
             height=context.height,
-            rotation=_rotation(path),
+            rotation=_rotation(context, entries),
             sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1),
             color_range={1: "tv", 2: "pc"}.get(int(context.color_range or 0), "unspecified"),
             color_space=str(int(context.colorspace or 2)),
@@ -176,19 +189,25 @@ def probe(path: str | Path) -> VideoInfo:
             decode_rank=rank,
             end_pts=int(pts[-1]) + max(1, last),
             audio=_audio(container),
+            b_frames_optional=references is not None and references.optional,
         )
 
 
 def _packets(
-    container: av.container.InputContainer, stream: VideoStream
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Timestamps, sizes, key flags and durations of the stream's packets, in file order."""
+    container: av.container.InputContainer, stream: VideoStream, references: BFrameReferences | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet]]:
+    """Timestamps, sizes, key flags and durations of the stream's packets, in file order; and its first key frames."""
     rows: list[tuple[int, int, bool, int]] = []
+    entries: list[av.Packet] = []
     whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
         for packet in packets_of(container, stream):
             if packet.size == 0 or packet.is_discard:
                 continue
+            if references is not None and references.optional:
+                references.see(bytes(packet))
+            if packet.is_keyframe and len(entries) < _ENTRIES:
+                entries.append(packet)
             at = packet.pts if packet.pts is not None else packet.dts
             if at is not None:
                 rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0))
@@ -197,7 +216,7 @@ def _packets(
         pass  # a broken tail: what was read before it stands; decoding reports where it stops
     pts, sizes, keys, durations = zip(*rows[:whole], strict=True) if whole else ((), (), (), ())
     as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
-    return as_int(pts), as_int(sizes), np.array(keys, dtype=bool), as_int(durations)
+    return as_int(pts), as_int(sizes), np.array(keys, dtype=bool), as_int(durations), entries
 
 
 def _audio(container: av.container.InputContainer) -> AudioInfo | None:
@@ -215,15 +234,11 @@ def _audio(container: av.container.InputContainer) -> AudioInfo | None:
     return None
 
 
-def _rotation(path: str | Path) -> int:
-    """Display rotation from the first frame's display matrix (PyAV exposes it on frames only)."""
-    container, stream = open_video(path)
-    with container:
-        try:
-            stream.codec_context.skip_frame = "NONKEY"
-            for packet in packets_of(container, stream):
-                for frame in packet.decode():
-                    return round(-frame.rotation / 90) * 90 % 360
-        except (av.error.FFmpegError, ValueError):
-            pass
+def _rotation(context: VideoCodecContext, entries: list[av.Packet]) -> int:
+    """Display rotation from the first key frame's display matrix (PyAV exposes it on frames only)."""
+    for packet in entries:
+        with suppress(av.error.FFmpegError, ValueError):
+            for frame in [*context.decode(packet), *context.decode(None)]:
+                return round(-frame.rotation / 90) * 90 % 360
+        context.flush_buffers()
     return 0

@@ -7,7 +7,7 @@ around are examined at native rate: a step is a hard cut, a mixture is a gradual
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,10 @@ KEY_PASS_FPS = 0.0  # pass_fps of a cut that key frames and packet sizes alone m
 
 _WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
 _TOUCHING_S = 0.1  # pieces of one transition lie no further apart
+_INSIDE = 5  # frames seen inside a transition that tell it well enough
+_SPARSE_S = 0.1  # between frames seen: what is found there is looked at closely
+_NEAR_S = 1.5  # known on either side of a close look
+_AROUND_S = 0.4  # seen on either side of one of which fewer were: a flash is no longer
 _PLAIN_S = 1.0  # two boundaries around black or white are one transition if no further apart
 
 
@@ -74,11 +78,13 @@ class CascadeDetector:
                 follower.seen += again.seen
                 wider = [c for c in wider if c.end_frame >= first]
                 found = [c for c in found if not first <= c.start_frame < stop and not _clash(c, wider)] + wider
+        touching = round(_TOUCHING_S * float(info.nominal_rate))
         certain = [(at, score) for at, score in (*todo.key_cuts, *follower.key_cuts)]
         found += [
             Cut(at, cut_time_s(info, at), "hard", at, at, score, KEY_PASS_FPS)
             for at, score in certain
             if not any(first < at < stop for first, stop in follower.seen)  # examined
+            and not any(c.start_frame <= at <= c.end_frame + touching for c in found)  # its end
         ]
         if film.decoded_frames == decoded:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
@@ -106,22 +112,54 @@ class CascadeDetector:
         return cuts
 
     def _cuts(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, thumbs: np.ndarray) -> list[Cut]:
+        """Cuts in consecutive frames of which some were not decoded; these are now, where that leaves a doubt."""
+        cuts, doubts = self._located(info, numbers, thumbs)
+        before = {c.frame: int(numbers[np.searchsorted(numbers, c.frame) - 1]) for c in cuts if c.kind == "hard"}
+        apart = [(a, b) for b, a in before.items() if b - a > 1 and not any(low <= b <= high for low, high in doubts)]
+        missing = np.setdiff1d(_all_of(doubts + apart), numbers)
+        if not len(missing):
+            return cuts
+        seen = dict(zip(numbers.tolist(), thumbs, strict=True))
+        seen |= {n: thumb(frame) for n, frame in film.exact(missing)}
+        cuts = [
+            self._moved(info, c, seen, before[c.frame]) if (before.get(c.frame, c.frame), c.frame) in apart else c
+            for c in cuts
+        ]
+        times = info.times_s
+        for first, last in doubts:
+            near = np.array([n for n in sorted(seen) if times[first] - _NEAR_S <= times[n] <= times[last] + _NEAR_S])
+            closely, _ = self._located(info, near, np.stack([seen[n] for n in near.tolist()]))
+            cuts = [c for c in cuts if not _within(c, first, last)] + [c for c in closely if _within(c, first, last)]
+        return sorted(cuts, key=lambda cut: cut.frame)
+
+    def _located(
+        self, info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray
+    ) -> tuple[list[Cut], list[tuple[int, int]]]:
+        """Cuts between the frames `numbers`, and ranges of frames to see all of before these are believed."""
         numbers, times, thumbs = _with_black_ends(info, numbers, thumbs)
         run = Run(thumbs, times, self.limits)
         first, last = int(numbers[0] < 0), len(numbers) - 1 - int(numbers[-1] >= info.frames)
-        found = self._passes(run, first, last)
-        exact = _exact_steps(
-            film, [(int(numbers[b.before]), int(numbers[b.after])) for b, _ in found if b.kind == "hard"]
-        )
+        found = _merged(self._passes(run, first, last), run)
         cuts = []
-        for boundary, rate in _merged(found, run):
+        for boundary, rate in found:
             before, after = int(numbers[boundary.before]), int(numbers[boundary.after])
-            if boundary.kind == "hard":
-                at = exact.get((before, after), after)
-                cuts.append(Cut(at, cut_time_s(info, at), "hard", at, at, boundary.score, rate))
-            else:
-                cuts.append(Cut(after, cut_time_s(info, after), "gradual", before + 1, after, boundary.score, rate))
-        return cuts
+            start = after if boundary.kind == "hard" else before + 1
+            cuts.append(Cut(after, cut_time_s(info, after), boundary.kind, start, after, boundary.score, rate))
+        doubts = [(b.before, b.after) for b, _ in found if b.after - b.before <= _INSIDE] + run.unsure_steps()
+        sparse = [
+            (a, b)
+            for a, b in doubts
+            if times[b] - times[a] > _SPARSE_S * (b - a) and numbers[b] - numbers[a] > 2 * (b - a)
+        ]
+        ends = [np.searchsorted(info.times_s, (times[a] - _AROUND_S, times[b] + _AROUND_S)) for a, b in sparse]
+        return cuts, _joined([(int(low), min(int(high), info.frames - 1)) for low, high in ends])
+
+    @staticmethod
+    def _moved(info: VideoInfo, cut: Cut, seen: dict[int, np.ndarray], before: int) -> Cut:
+        """The hard cut at the largest step between two frames that others lie between."""
+        known = [n for n in range(before, cut.frame + 1) if n in seen]
+        at = known[1 + int(np.argmax(plain_steps(np.stack([seen[n] for n in known]))))]
+        return replace(cut, frame=at, time_s=cut_time_s(info, at), start_frame=at, end_frame=at)
 
     def _passes(self, run: Run, first: int, last: int) -> list[tuple[Boundary, float]]:
         found: list[tuple[Boundary, float]] = []
@@ -180,7 +218,7 @@ def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def _clash(cut: Cut, others: list[Cut]) -> bool:
-    return any(cut.start_frame <= c.end_frame and c.start_frame <= cut.end_frame for c in others)
+    return any(_within(cut, c.start_frame, c.end_frame) for c in others)
 
 
 def _overlap(one: Boundary, other: Boundary) -> bool:
@@ -238,16 +276,9 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
     return merged
 
 
-def _exact_steps(film: FilmFrames, pairs: list[tuple[int, int]]) -> dict[tuple[int, int], int]:
-    """First frame of the new shot for hard cuts between decoded frames with others between them."""
-    apart = [(a, b) for a, b in pairs if b - a > 1]
-    if not apart:
-        return {}
-    numbers = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in apart]))
-    rows = {n: thumb(frame) for n, frame in film.exact(numbers)}
-    places = {}
-    for a, b in apart:
-        known = [n for n in range(a, b + 1) if n in rows]
-        if len(known) > 1:
-            places[a, b] = known[1 + int(np.argmax(plain_steps(np.stack([rows[n] for n in known]))))]
-    return places
+def _all_of(ranges: list[tuple[int, int]]) -> np.ndarray:
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(a, b + 1) for a, b in ranges)])
+
+
+def _within(cut: Cut, first: int, last: int) -> bool:
+    return cut.start_frame <= last and first <= cut.end_frame

@@ -7,10 +7,12 @@ import numpy as np
 from curation.cuts import sparse
 from curation.cuts.pairs import thumb
 from curation.cuts.shots import Limits, Run
-from curation.frames import FilmFrames
+from curation.decode import SKIPS
+from curation.frames import FilmFrames, least
 from curation.probe import VideoInfo
 
 _CHUNK_FRAMES = 1500  # decoded frames examined together
+_APART_S = 0.2  # frames seen in looks that scout lie no further apart
 CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
 _AGAIN_S = 0.5  # a picture that does not yet agree with the next key frame is compared again after this time
 
@@ -62,7 +64,13 @@ class Follower:
         rows: list[np.ndarray] = []
         at, compare_from = -1, 0
         decode_from = (lambda: self._resume_at) if self._leave else None
-        for number, frame in self._film.draft(np.flatnonzero(wanted), spared, decode_from):
+        apart_s = np.median(np.diff(info.times_s[info.anchors])) if len(info.anchors) > 1 else 0.0
+        skip = least(info) if apart_s <= _APART_S else np.full(info.frames, SKIPS.index("nonref"), np.int8)
+        for look in looks:
+            if not look.scout:
+                skip[look.first : look.stop] = SKIPS.index("nonref")
+        skip[spared] = 0
+        for number, frame in self._film.draft(np.flatnonzero(wanted), skip, decode_from, keep_small=not self._leave):
             if not wanted[number] or number < self._resume_at:
                 continue
             if held and (stretch[number] != stretch[held[-1]] or held[-1] < self._resume_at):
@@ -78,10 +86,13 @@ class Follower:
                 at += 1
                 until = looks[at].until
                 compare_from = info.frames if until is None else until
-            if compare_from <= number < looks[at].stop:
-                if self._enough(looks[at], rows[-1]):
-                    self._resume_at = looks[at + 1].first if at + 1 < len(looks) else info.frames
+            look = looks[at]
+            enough = number == look.stop - 1 and self._ends_sharply(look, rows[-1])
+            if not enough and compare_from <= number < look.stop:
+                enough = self._enough(look, rows[-1])
                 compare_from = int(np.searchsorted(info.times_s, info.times_s[number] + _AGAIN_S))
+            if enough:
+                self._resume_at = looks[at + 1].first if at + 1 < len(looks) else info.frames
         if held:
             yield self._chunk(held, rows, True)
 
@@ -103,3 +114,13 @@ class Follower:
             self.key_cuts.append((look.stop, run.difference(0, 2)))
             return True
         return False
+
+    def _ends_sharply(self, look: sparse.Look, last: np.ndarray) -> bool:
+        """Whether after a GOP's last picture a hard cut makes it needless to look on."""
+        if not look.sharp or look.stop >= self._info.frames:
+            return False
+        step = Run(np.stack([last, self._plan.keys[look.stop]]), np.arange(2.0), self._limits)
+        if step.difference(0, 1) < self._steadiness.clear or step.plain.any():
+            return False
+        self.key_cuts.append((look.stop, step.difference(0, 1)))
+        return True

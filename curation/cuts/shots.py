@@ -4,11 +4,14 @@ Works on the thumbs of the frames that were decoded, which need not be all; posi
 """
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
 from curation.cuts.pairs import histogram, is_grey, plain_frames, plain_steps, unexplained
+
+Kind = Literal["hard", "gradual"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Limits:
 
     step: float = 12.0  # least change of an abrupt cut, grey levels (luma + chroma)
     outlier: float = 2.0  # ... and at least this many times the median step around it
+    unsure: float = 1.2  # ... where frames were left out, from here on they are looked at
     unexplained: float = 8.0  # what block matching leaves between two different shots, grey levels
     histogram: float = 0.12  # colour histogram distance between two different shots
     around_s: float = 0.5  # neighbourhood of a step
@@ -34,7 +38,7 @@ class Boundary:
 
     before: int
     after: int
-    kind: str  # "hard" or "gradual"
+    kind: Kind  # "hard" or "gradual"
     score: float
     lone: bool = False  # a hard cut that is one step between two pictures: surely no part of a longer transition
 
@@ -47,6 +51,7 @@ class Run:
         self.times_s = times_s
         self.limits = limits
         self.steps = plain_steps(thumbs)
+        self._gaps = np.maximum(np.diff(times_s), 1e-6)
         self.coarse = coarse(thumbs)
         self.plain = plain_frames(thumbs)
         self.grey = is_grey(thumbs)
@@ -78,6 +83,7 @@ class Run:
         """Hard cuts (and transitions of a few frames) among the steps low..high-1."""
         found = []
         for first, last in self._runs_of_large_steps(low, high):
+            kind: Kind
             peak = first + int(np.argmax(self.steps[first : last + 1]))
             if first < last and self._blends(first, last + 1):
                 before, after, kind = first, last + 1, "gradual"
@@ -95,18 +101,40 @@ class Run:
         """Steps among low..high-1 that are far larger than any around them: k is between frames k and k + 1.
 
         Such is a cut, even between two pictures of the same colours; motion, shaking and flashes come as several
-        steps. Frames may have been left out: the further apart frames are, the more motion is expected.
+        steps.
         """
-        gaps = np.maximum(np.diff(self.times_s), 1e-6)
         found = []
         for k in (low + np.flatnonzero(self.steps[low:high] >= self.limits.step)).tolist():
             near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
             near[k] = False
             near &= ~(self.plain[:-1] | self.plain[1:])  # steps from or to black are no motion
-            expected = self.steps[near] * np.sqrt(gaps[k] / gaps[near])
-            if near.any() and self.steps[k] >= self.limits.lone * max(1.0, float(expected.max())):
+            if not near.any() or self.steps[near].max() > self.limits.one_step * self.steps[k]:
+                continue  # the other side of a flash
+            if self.steps[k] >= self.limits.lone * max(1.0, float(self._as_over(k, near).max())):
                 found.append(k)
         return found
+
+    def _as_over(self, k: int, others: np.ndarray) -> np.ndarray:
+        """The steps `others` (a mask), as they would be over as much time as step k takes.
+
+        Frames may have been left out: the further apart frames are, the more motion is between them.
+        """
+        return self.steps[others] * np.sqrt(self._gaps[k] / self._gaps[others])
+
+    def unsure_steps(self) -> list[tuple[int, int]]:
+        """(before, after) of steps over frames that were left out which may hide a cut, though they do not prove it."""
+        gaps = np.rint(self._gaps / self._gaps.min())
+        return [
+            (k, k + 1)
+            for k in np.flatnonzero((gaps > 2) & (self.steps >= self.limits.step)).tolist()
+            if self.steps[k] >= self.limits.unsure * self._usual(k) and self.difference(k, k + 1) >= 1
+        ]
+
+    def _usual(self, k: int) -> float:
+        """The median step around step k, its neighbours left out."""
+        near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
+        near[max(0, k - 1) : k + 2] = False
+        return float(np.median(self._as_over(k, near))) if near.any() else 0.0
 
     def _stands_alone(self, k: int) -> bool:
         return self.looks_moved(k, k + 1) and self.lone_steps(k, k + 1) == [k]
@@ -125,10 +153,7 @@ class Run:
         for k in range(low, high):
             if self.steps[k] < self.limits.step:
                 continue
-            near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
-            near[max(0, k - 1) : k + 2] = False
-            rest = float(np.median(self.steps[near])) if near.any() else 0.0
-            if self.steps[k] >= self.limits.outlier * rest:
+            if self.steps[k] >= self.limits.outlier * self._usual(k):
                 large.append(k)
         runs: list[tuple[int, int]] = []
         for k in large:
@@ -145,9 +170,15 @@ class Run:
         earlier = np.flatnonzero((self.times_s < self.times_s[before]) & (self.times_s >= self.times_s[before] - reach))
         # Four looks either way are enough: what interrupts a picture for so short is gone in the last of them.
         later, earlier = later[:: -max(1, len(later) // 4)], earlier[:: max(1, len(earlier) // 4)]
-        if any(self.difference(before, int(k)) < 1 for k in later):
+        # Only what is nearer to that picture than to the other one can be that picture.
+        if any(self.difference(before, k) < 1 for k in self._nearer(later, before, after)):
             return True
-        return any(self.difference(int(k), after) < 1 for k in earlier)
+        return any(self.difference(k, after) < 1 for k in self._nearer(earlier, after, before))
+
+    def _nearer(self, frames: np.ndarray, one: int, other: int) -> list[int]:
+        """Those of the frames that are nearer to `one` than to `other`."""
+        away = [((self.coarse[frames] - self.coarse[k]) ** 2).sum(1) for k in (one, other)]
+        return frames[away[0] < 9 * away[1]].tolist()
 
     def gradual(self, low: int, high: int) -> list[Boundary]:
         """Gradual transitions among the frames low..high, a window of a few seconds inside one segment."""

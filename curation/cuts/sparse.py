@@ -18,6 +18,7 @@ from curation.probe import VideoInfo
 
 LEAST_KEYS = 3  # with fewer, everything is decoded
 _LEAST_SECONDS = 4  # that say whether a film's rate is held
+_LEAST_ANCHORS = 4  # in a GOP whose packets are compared
 _USUAL_INTERVAL = 240  # frames: x264's and x265's is 250, others choose less and are met often
 
 
@@ -29,6 +30,8 @@ class Steadiness:
     held_rate: float = 0.17  # deviation of the bytes a second: rate-controlled films .05 to .15, others .18 and more
     swell: float = 1.5  # highest average over the GOP's median, where key frames differ
     swell_alike: float = 1.8  # ... where they are alike
+    even: float = 2.2  # the largest packet of an I- or P-frame over their median, below which ...
+    light: float = 0.5  # ... and the three largest below this share of a key frame, is no transition between shots
     dip: float = 0.4  # lowest average over the median
     spike: float = 2.5  # one packet over the larger quarter of the GOP's
     cost: float = 0.25  # what swells by less than this share of a key frame in a second is no transition
@@ -55,6 +58,8 @@ class Look:
     stop: int
     until: int | None = None  # None: to its end, and beyond
     clear: bool = False
+    scout: bool = False  # all that may hide in it is unlikely: every few frames will do, to begin with
+    sharp: bool = False  # the next key frame shows no flash: if it looks unlike the picture before, there is a cut
     early: bool = False  # the next key frame came before it was due: the encoder saw a cut, perhaps of alike colours
 
 
@@ -80,8 +85,7 @@ def spared_frames(info: VideoInfo, jump: float = 3.0) -> np.ndarray:
     # B-packets are small; reference frames are compared with the larger quarter.
     usual = np.quantile(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), 0.75, axis=1) + 1.0
     spared = np.zeros(info.frames, bool)
-    order = np.argsort(info.decode_rank)
-    anchors = np.sort(order[order == np.maximum.accumulate(order)])  # frames that none shown later was decoded before
+    anchors = info.anchors
     for at in np.flatnonzero((sizes > jump * usual) | info.keyframe):
         k = int(np.searchsorted(anchors, at))
         spared[anchors[k - 1] + 1 if k else 0 : anchors[k] if k < len(anchors) else None] = True
@@ -118,6 +122,19 @@ def unsteady(
     return (first + 1 + int(at.min()), first + 1 + int(at.max())) if len(at) else None
 
 
+def even(info: VideoInfo, first: int, stop: int, limits: Steadiness) -> bool:
+    """Whether the packets of the GOP's P-frames are all alike, and none is as heavy as the mixtures of two shots are.
+
+    Averages over all frames also rise where the encoder chooses more P-frames, as it does where things move faster.
+    """
+    low, high = np.searchsorted(info.anchors, (first + 1, stop))
+    sizes = np.sort(info.packet_size[info.anchors[low:high]])
+    if len(sizes) < _LEAST_ANCHORS:
+        return False
+    key = min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
+    return bool(sizes[-1] < limits.even * np.median(sizes) and sizes[-3:].mean() < limits.light * key)
+
+
 def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limits, steadiness: Steadiness) -> Plan:
     """What to decode, from the key frames `numbers` that were decoded and their thumbs."""
     if len(numbers) < LEAST_KEYS or numbers[0] != 0 or _held_rate(info) < steadiness.held_rate:
@@ -130,23 +147,25 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
     looks: dict[int, Look] = {}
     certain: dict[int, float] = {}  # GOP that a hard cut ends: difference
 
-    def follow(g: int, swell: float, dips: bool, clear: bool) -> None:
+    def follow(g: int, swell: float, dips: bool, clear: bool, scout: bool, sharp: bool = False) -> None:
         """Look at the GOP if it is unsteady, until shortly after it last is."""
         first, stop = gops[g]
         found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
+        if clear and even(info, first, stop, steadiness):
+            return
         if found and not (g - 1 in certain and times[found[1]] - times[first] <= steadiness.settle_s):
             until = int(np.searchsorted(times, times[found[1]] + steadiness.margin_s))
             early = stop - first < longest and stop < info.frames
-            looks[g] = Look(first, stop, until if until < stop else None, clear, early)
+            looks[g] = Look(first, stop, until if until < stop else None, clear, scout, sharp, early)
 
     for g, (first, stop) in enumerate(gops[:-1]):
         own = keys.difference(g, g + 1)
         around = max(own, keys.difference(*_outer(keys.times_s, g, steadiness.long_s)))
         if around < steadiness.alike:
             if stop - first < longest and keys.looks_moved(g, g + 1):
-                looks[g] = Look(first, stop)
+                looks[g] = Look(first, stop, scout=True)
             elif not short[g]:  # else too short to judge by its sizes, but the same shot all around
-                follow(g, steadiness.swell_alike, False, False)
+                follow(g, steadiness.swell_alike, False, False, True)
             continue
         # A key frame may show a flash, which is soon undone; and one that came when it was due says nothing.
         if _undone(info, stop, steadiness) or keys.plain[g] or keys.plain[g + 1] or short[g] or short[g + 1]:
@@ -154,12 +173,12 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
             if g - 1 in certain:  # the cut that begins this GOP may be part of it
                 looks[g - 1] = Look(*gops[g - 1])
         elif own < steadiness.clear or stop - first >= longest:
-            follow(g, steadiness.swell, True, False)
-            looks.setdefault(g, Look(first, stop))
+            follow(g, steadiness.swell, True, False, False, True)
+            looks.setdefault(g, Look(first, stop, sharp=True))
         else:
             certain[g] = own
-            follow(g, steadiness.swell, True, True)
-    follow(len(gops) - 1, steadiness.swell, True, False)
+            follow(g, steadiness.swell, True, True, True, True)
+    follow(len(gops) - 1, steadiness.swell, True, False, True)
     if luma(thumbs[0]).mean() < steadiness.dark:
         looks.setdefault(0, Look(*gops[0]))
     cuts = [(gops[g][1], score) for g, score in certain.items() if g not in looks]

@@ -1,6 +1,7 @@
 """Cuts are found where the films that the tests join have them, and nowhere else."""
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,8 @@ def test_a_gop_is_left_once_it_agrees_with_the_next_key_frame(tmp_path: Path, ki
         seen = len(numbers)
         assert spans(CascadeDetector().detect(info, lent)) == spans(cuts)
     assert seen < 0.6 * info.frames
-    assert len(numbers) == 2 * seen  # frames lent to others: no more is looked at
+    shared = math.ceil(2 * info.duration_s)  # frames that motion needs are decoded with the rest
+    assert 2 * seen <= len(numbers) <= 2 * seen + shared  # frames lent to others: no more is looked at
     assert lent.decoded_frames > seen  # ... but GOPs are decoded to their ends, for the others
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.decode import decode, decode_ranges
+from curation.decode import SKIPS, decode, decode_ranges
 from curation.probe import probe
 from tests.media import Join, Shot, make_film
 
@@ -66,9 +66,9 @@ def test_frames_that_no_other_needs_can_be_left_out_or_spared(tmp_path: Path) ->
     info = probe(film(tmp_path, "a.mp4", {"gop": 50, "bframes": 3}))
     reference = [number for number, _ in decode(info, skip="nonref")]
     assert len(reference) < 0.8 * info.frames
-    spared = np.zeros(info.frames, bool)
-    spared[20:30] = True
-    with_spared = [number for number, _ in decode(info, skip="nonref", spared=spared)]
+    skip = np.full(info.frames, SKIPS.index("nonref"))
+    skip[20:30] = SKIPS.index("nothing")
+    with_spared = [number for number, _ in decode(info, skip=skip)]
     assert sorted(set(reference) | set(range(20, 30))) == with_spared
 
 
