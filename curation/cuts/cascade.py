@@ -38,6 +38,7 @@ KEY_PASS_FPS = 0.0  # pass_fps of a cut that key frames and packet sizes alone m
 _WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
 _TOUCHING_S = 0.1  # pieces of one transition lie no further apart
 _INSIDE = 5  # frames seen inside a transition that tell it well enough
+_FEW = 4  # steps that are too few to tell a mixture from a cut in motion
 _SPARSE_S = 0.1  # between frames seen: what is found there is looked at closely
 _NEAR_S = 1.5  # known on either side of a close look
 _AROUND_S = 0.4  # seen on either side of one of which fewer were: a flash is no longer
@@ -145,13 +146,20 @@ class CascadeDetector:
             before, after = int(numbers[boundary.before]), int(numbers[boundary.after])
             start = after if boundary.kind == "hard" else before + 1
             cuts.append(Cut(after, cut_time_s(info, after), boundary.kind, start, after, boundary.score, rate))
-        doubts = [(b.before, b.after) for b, _ in found if b.after - b.before <= _INSIDE] + run.unsure_steps()
-        sparse = [
-            (a, b)
-            for a, b in doubts
-            if times[b] - times[a] > _SPARSE_S * (b - a) and numbers[b] - numbers[a] > 2 * (b - a)
+        wide = [(b.before, b.after) for b, _ in found if b.after - b.before <= _INSIDE] + run.unsure_steps()
+        wide = [(a, b) for a, b in wide if _apart(times, numbers, a, b)]
+        close = [
+            (b.before, b.after)
+            for b, _ in found
+            if b.kind == "gradual"
+            and b.after - b.before <= _FEW
+            and numbers[b.after] - numbers[b.before] > b.after - b.before
         ]
-        ends = [np.searchsorted(info.times_s, (times[a] - _AROUND_S, times[b] + _AROUND_S)) for a, b in sparse]
+        ends = [
+            np.searchsorted(info.times_s, (times[a] - around, times[b] + around))
+            for ranges, around in ((wide, _AROUND_S), (close, 0.0))
+            for a, b in ranges
+        ]
         return cuts, _joined([(int(low), min(int(high), info.frames - 1)) for low, high in ends])
 
     @staticmethod
@@ -274,6 +282,11 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
                 continue
         merged.append((boundary, rate))
     return merged
+
+
+def _apart(times: np.ndarray, numbers: np.ndarray, a: int, b: int) -> bool:
+    """Whether the frames seen between positions a and b lie far apart."""
+    return bool(times[b] - times[a] > _SPARSE_S * (b - a) and numbers[b] - numbers[a] > 2 * (b - a))
 
 
 def _all_of(ranges: list[tuple[int, int]]) -> np.ndarray:

@@ -12,6 +12,7 @@ from curation.frames import FilmFrames, least
 from curation.probe import VideoInfo
 
 _CHUNK_FRAMES = 1500  # decoded frames examined together
+_LEAST_FPS = 16  # films of fewer frames a second are seen whole
 _APART_S = 0.2  # frames seen in looks that scout lie no further apart
 CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
 _AGAIN_S = 0.5  # a picture that does not yet agree with the next key frame is compared again after this time
@@ -64,11 +65,10 @@ class Follower:
         rows: list[np.ndarray] = []
         at, compare_from = -1, 0
         decode_from = (lambda: self._resume_at) if self._leave else None
-        apart_s = np.median(np.diff(info.times_s[info.anchors])) if len(info.anchors) > 1 else 0.0
-        skip = least(info) if apart_s <= _APART_S else np.full(info.frames, SKIPS.index("nonref"), np.int8)
+        skip, dense = self._levels()
         for look in looks:
             if not look.scout:
-                skip[look.first : look.stop] = SKIPS.index("nonref")
+                skip[look.first : look.stop] = dense
         skip[spared] = 0
         for number, frame in self._film.draft(np.flatnonzero(wanted), skip, decode_from, keep_small=not self._leave):
             if not wanted[number] or number < self._resume_at:
@@ -95,6 +95,17 @@ class Follower:
                 self._resume_at = looks[at + 1].first if at + 1 < len(looks) else info.frames
         if held:
             yield self._chunk(held, rows, True)
+
+    def _levels(self) -> tuple[np.ndarray, int]:
+        """What of the film the decoder may leave out where a look only scouts, and where it is close (see SKIPS)."""
+        info = self._info
+        if info.frames < _LEAST_FPS * info.duration_s:
+            return np.zeros(info.frames, np.int8), SKIPS.index("nothing")
+        close = SKIPS.index("nonref")
+        apart_s = np.diff(info.times_s[info.anchors])
+        if len(apart_s) and np.median(apart_s) <= _APART_S:
+            return least(info), close
+        return np.full(info.frames, close, np.int8), close
 
     def _chunk(self, held: list[int], rows: list[np.ndarray], is_last: bool) -> Chunk:
         first = self.seen.pop()[0] if self._goes_on else held[0]

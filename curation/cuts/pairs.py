@@ -26,7 +26,7 @@ _REACH_X, _REACH_Y = 5, 3
 def thumb(frame: VideoFrame) -> np.ndarray:
     """(THUMB_BYTES,) uint8 of a decoded frame, as stored (not turned upright)."""
     half = (WIDTH // 2, HEIGHT // 2)
-    planes = shrunk_planes(frame, (WIDTH, HEIGHT), half)
+    planes = shrunk_planes(frame, (WIDTH, HEIGHT), half, most_rows=4 * HEIGHT)
     if planes is None:
         rgb = frame.to_ndarray(format="rgb24", width=WIDTH, height=HEIGHT, interpolation="AREA")
         y, u, v = cv2.split(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV))

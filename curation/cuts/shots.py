@@ -57,6 +57,7 @@ class Run:
         self.grey = is_grey(thumbs)
         self._histograms: dict[int, np.ndarray] = {}
         self._different: dict[tuple[int, int], float] = {}
+        self._gradual: dict[tuple[int, int], list[Boundary]] = {}
 
     def difference(self, a: int, b: int) -> float:
         """How surely frames a and b show different shots, motion aside; from 1 on they do."""
@@ -182,8 +183,11 @@ class Run:
 
     def gradual(self, low: int, high: int) -> list[Boundary]:
         """Gradual transitions among the frames low..high, a window of a few seconds inside one segment."""
-        if high - low < 3:
-            return []
+        if (low, high) not in self._gradual:  # passes that found nothing new ask for the same windows
+            self._gradual[low, high] = self._mixtures(low, high) if high - low >= 3 else []
+        return self._gradual[low, high]
+
+    def _mixtures(self, low: int, high: int) -> list[Boundary]:
         limits = self.limits.mixture
         distances, times = squared_distances(self.coarse[low : high + 1]), self.times_s[low : high + 1]
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))

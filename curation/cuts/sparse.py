@@ -30,8 +30,8 @@ class Steadiness:
     held_rate: float = 0.17  # deviation of the bytes a second: rate-controlled films .05 to .15, others .18 and more
     swell: float = 1.5  # highest average over the GOP's median, where key frames differ
     swell_alike: float = 1.8  # ... where they are alike
-    even: float = 2.2  # the largest packet of an I- or P-frame over their median, below which ...
-    light: float = 0.5  # ... and the three largest below this share of a key frame, is no transition between shots
+    even: float = 2.3  # largest packet of a P-frame over their median: below it there may be no transition ...
+    light: float = 0.65  # ... if this times what the three largest are of a key frame also stays below
     dip: float = 0.4  # lowest average over the median
     spike: float = 2.5  # one packet over the larger quarter of the GOP's
     cost: float = 0.25  # what swells by less than this share of a key frame in a second is no transition
@@ -132,7 +132,8 @@ def even(info: VideoInfo, first: int, stop: int, limits: Steadiness) -> bool:
     if len(sizes) < _LEAST_ANCHORS:
         return False
     key = min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
-    return bool(sizes[-1] < limits.even * np.median(sizes) and sizes[-3:].mean() < limits.light * key)
+    peak = sizes[-1] / max(1.0, float(np.median(sizes)))
+    return bool(peak < limits.even and peak * sizes[-3:].mean() < limits.light * key)
 
 
 def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limits, steadiness: Steadiness) -> Plan:
