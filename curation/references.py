@@ -27,11 +27,15 @@ class BFrameReferences:
     def __init__(self, extradata: bytes | None) -> None:
         """`extradata`: the stream's avcC, or its parameter sets as Annex B."""
         self.optional = True
-        self._length_size = length_size("h264", extradata)
+        self._length_size: int | None = None
         self._sps: dict[int, _Sps] = {}
         self._pps: dict[int, _Pps] = {}
         self._is_b: dict[int, bool] = {}  # of the reference frames kept, by frame_num, the last one last
-        self._read(parameter_sets("h264", extradata))
+        try:
+            self._length_size = length_size("h264", extradata)
+            self._read(parameter_sets("h264", extradata))
+        except LookupError:
+            self.optional = False  # damaged extradata
 
     def see(self, packet: bytes) -> None:
         """Take note of the next access unit."""

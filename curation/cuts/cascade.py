@@ -37,9 +37,9 @@ KEY_PASS_FPS = 0.0  # pass_fps of a cut that key frames and packet sizes alone m
 
 _WINDOW_S, _HOP_S, _MARGIN_S = 5.0, 2.5, 1.0  # windows in which gradual transitions are searched
 _TOUCHING_S = 0.1  # pieces of one transition lie no further apart
-_INSIDE = 5  # frames seen inside a transition that tell it well enough
-_FEW = 4  # steps that are too few to tell a mixture from a cut in motion
-_SPARSE_S = 0.1  # between frames seen: what is found there is looked at closely
+_INSIDE = 5  # more steps than these tell a transition well enough, however far apart they are
+_FEW = 4  # steps that are too few to tell a mixture from a cut in motion, where frames between were left out
+_SPARSE_S = 0.1  # between frames seen: what is found there is looked at again, with all frames
 _NEAR_S = 1.5  # known on either side of a close look
 _AROUND_S = 0.4  # seen on either side of one of which fewer were: a flash is no longer
 _PLAIN_S = 1.0  # two boundaries around black or white are one transition if no further apart
@@ -115,17 +115,18 @@ class CascadeDetector:
     def _cuts(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, thumbs: np.ndarray) -> list[Cut]:
         """Cuts in consecutive frames of which some were not decoded; these are now, where that leaves a doubt."""
         cuts, doubts = self._located(info, numbers, thumbs)
-        before = {c.frame: int(numbers[np.searchsorted(numbers, c.frame) - 1]) for c in cuts if c.kind == "hard"}
-        apart = [(a, b) for b, a in before.items() if b - a > 1 and not any(low <= b <= high for low, high in doubts)]
-        missing = np.setdiff1d(_all_of(doubts + apart), numbers)
+        steps = {cut: int(numbers[np.searchsorted(numbers, cut.frame) - 1]) for cut in cuts if cut.kind == "hard"}
+        steps = {
+            cut: before
+            for cut, before in steps.items()
+            if cut.frame - before > 1 and not any(_within(cut, *doubt) for doubt in doubts)
+        }
+        missing = np.setdiff1d(_all_of([*doubts, *((before, cut.frame) for cut, before in steps.items())]), numbers)
         if not len(missing):
             return cuts
         seen = dict(zip(numbers.tolist(), thumbs, strict=True))
         seen |= {n: thumb(frame) for n, frame in film.exact(missing)}
-        cuts = [
-            self._moved(info, c, seen, before[c.frame]) if (before.get(c.frame, c.frame), c.frame) in apart else c
-            for c in cuts
-        ]
+        cuts = [_at_largest_step(info, cut, steps[cut], seen) if cut in steps else cut for cut in cuts]
         times = info.times_s
         for first, last in doubts:
             near = np.array([n for n in sorted(seen) if times[first] - _NEAR_S <= times[n] <= times[last] + _NEAR_S])
@@ -146,28 +147,16 @@ class CascadeDetector:
             before, after = int(numbers[boundary.before]), int(numbers[boundary.after])
             start = after if boundary.kind == "hard" else before + 1
             cuts.append(Cut(after, cut_time_s(info, after), boundary.kind, start, after, boundary.score, rate))
-        wide = [(b.before, b.after) for b, _ in found if b.after - b.before <= _INSIDE] + run.unsure_steps()
-        wide = [(a, b) for a, b in wide if _apart(times, numbers, a, b)]
-        close = [
-            (b.before, b.after)
-            for b, _ in found
-            if b.kind == "gradual"
-            and b.after - b.before <= _FEW
-            and numbers[b.after] - numbers[b.before] > b.after - b.before
-        ]
+        apart = (np.diff(times) > _SPARSE_S) & (np.diff(numbers) > 2)
+        few = [b for b, _ in found if numbers[b.after] - numbers[b.before] > b.after - b.before <= _INSIDE]
+        sparse = [(b.before, b.after) for b in few if apart[b.before : b.after].any()] + run.unsure_steps(apart)
+        short = [(b.before, b.after) for b in few if b.kind == "gradual" and b.after - b.before <= _FEW]
         ends = [
-            np.searchsorted(info.times_s, (times[a] - around, times[b] + around))
-            for ranges, around in ((wide, _AROUND_S), (close, 0.0))
+            np.searchsorted(info.times_s, (times[a] - around_s, times[b] + around_s))
+            for ranges, around_s in ((sparse, _AROUND_S), (short, 0.0))
             for a, b in ranges
         ]
         return cuts, _joined([(int(low), min(int(high), info.frames - 1)) for low, high in ends])
-
-    @staticmethod
-    def _moved(info: VideoInfo, cut: Cut, seen: dict[int, np.ndarray], before: int) -> Cut:
-        """The hard cut at the largest step between two frames that others lie between."""
-        known = [n for n in range(before, cut.frame + 1) if n in seen]
-        at = known[1 + int(np.argmax(plain_steps(np.stack([seen[n] for n in known]))))]
-        return replace(cut, frame=at, time_s=cut_time_s(info, at), start_frame=at, end_frame=at)
 
     def _passes(self, run: Run, first: int, last: int) -> list[tuple[Boundary, float]]:
         found: list[tuple[Boundary, float]] = []
@@ -284,9 +273,11 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
     return merged
 
 
-def _apart(times: np.ndarray, numbers: np.ndarray, a: int, b: int) -> bool:
-    """Whether the frames seen between positions a and b lie far apart."""
-    return bool(times[b] - times[a] > _SPARSE_S * (b - a) and numbers[b] - numbers[a] > 2 * (b - a))
+def _at_largest_step(info: VideoInfo, cut: Cut, before: int, seen: dict[int, np.ndarray]) -> Cut:
+    """The hard cut between `before` and its frame, moved to the largest step between them."""
+    known = [n for n in range(before, cut.frame + 1) if n in seen]
+    at = known[1 + int(np.argmax(plain_steps(np.stack([seen[n] for n in known]))))]
+    return replace(cut, frame=at, time_s=cut_time_s(info, at), start_frame=at, end_frame=at)
 
 
 def _all_of(ranges: list[tuple[int, int]]) -> np.ndarray:

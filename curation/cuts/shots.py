@@ -20,7 +20,7 @@ class Limits:
 
     step: float = 12.0  # least change of an abrupt cut, grey levels (luma + chroma)
     outlier: float = 2.0  # ... and at least this many times the median step around it
-    unsure: float = 1.2  # ... where frames were left out, from here on they are looked at
+    unsure: float = 1.2  # ... where frames were left out, from here on these are looked at
     unexplained: float = 8.0  # what block matching leaves between two different shots, grey levels
     histogram: float = 0.12  # colour histogram distance between two different shots
     around_s: float = 0.5  # neighbourhood of a step
@@ -122,12 +122,11 @@ class Run:
         """
         return self.steps[others] * np.sqrt(self._gaps[k] / self._gaps[others])
 
-    def unsure_steps(self) -> list[tuple[int, int]]:
-        """(before, after) of steps over frames that were left out which may hide a cut, though they do not prove it."""
-        gaps = np.rint(self._gaps / self._gaps.min())
+    def unsure_steps(self, among: np.ndarray) -> list[tuple[int, int]]:
+        """(before, after) of the steps `among` (a mask) that may hide a cut, though they do not prove it."""
         return [
             (k, k + 1)
-            for k in np.flatnonzero((gaps > 2) & (self.steps >= self.limits.step)).tolist()
+            for k in np.flatnonzero(among & (self.steps >= self.limits.step)).tolist()
             if self.steps[k] >= self.limits.unsure * self._usual(k) and self.difference(k, k + 1) >= 1
         ]
 

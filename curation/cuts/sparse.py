@@ -131,7 +131,7 @@ def even(info: VideoInfo, first: int, stop: int, limits: Steadiness) -> bool:
     sizes = np.sort(info.packet_size[info.anchors[low:high]])
     if len(sizes) < _LEAST_ANCHORS:
         return False
-    key = min(info.packet_size[first], info.packet_size[min(stop, info.frames - 1)])
+    key = info.packet_size[[first, stop] if stop < info.frames else [first]].min()
     peak = sizes[-1] / max(1.0, float(np.median(sizes)))
     return bool(peak < limits.even and peak * sizes[-3:].mean() < limits.light * key)
 

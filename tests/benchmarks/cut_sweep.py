@@ -14,6 +14,7 @@ from curation.cuts.cascade import PASSES, Pass
 from curation.cuts.pairs import thumb
 from curation.cuts.shots import Limits
 from curation.cuts.sparse import Steadiness, spared_frames
+from curation.decode import SKIPS
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo, probe
 from tests.benchmarks.cut_corpus import build
@@ -28,6 +29,7 @@ LIMITS: dict[str, tuple[float, ...]] = {
     "histogram": (0.09, 0.16),
     "flash_s": (0.2, 0.5),
     "one_step": (0.65, 0.85),
+    "unsure": (1.0, 1.5),
 }
 MIXTURE: dict[str, tuple[float, ...]] = {
     "change": (10.0, 18.0),
@@ -43,6 +45,8 @@ STEADINESS: dict[str, tuple[float, ...]] = {
     "swell": (1.3, 2.0),
     "swell_alike": (1.5, 2.4),
     "cost": (0.05, 0.4),
+    "even": (1.6, 3.2),
+    "light": (0.4, 1.0),
     "dip": (0.25, 0.6),
     "alike": (0.4, 0.8),
     "clear": (1.0, 1.8),
@@ -63,18 +67,19 @@ class Film:
 
 
 def films(folder: Path) -> list[Film]:
-    """The tuning half, decoded as the cascade decodes it."""
+    """The tuning half, decoded as the cascade decodes what it looks at closely."""
     made = []
     for _, labels in build("tuning", folder):
         info = probe(labels.path)
-        rows = [(n, thumb(f)) for n, f in FilmFrames(info).draft(np.arange(info.frames), spared_frames(info))]
+        skip = np.where(spared_frames(info), SKIPS.index("nothing"), SKIPS.index("nonref"))
+        rows = [(n, thumb(f)) for n, f in FilmFrames(info).draft(np.arange(info.frames), skip)]
         truth = [Span("hard" if j.kind == "hard" else "gradual", j.start_frame, j.end_frame) for j in labels.joins]
         made.append(Film(info, truth, np.array([n for n, _ in rows]), np.stack([row for _, row in rows])))
     return made
 
 
 def measured(detector: CascadeDetector, chosen: list[Film]) -> dict[Kind, Counts]:
-    """Hits, misses and surplus over the films, without decoding (exact places included)."""
+    """Hits, misses and surplus over the films, of which only what is in doubt is decoded again."""
     total: dict[Kind, Counts] = {"hard": Counts(), "gradual": Counts()}
     for film in chosen:
         found = spans(detector._cuts(film.info, FilmFrames(film.info), film.numbers, film.thumbs))

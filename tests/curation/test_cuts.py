@@ -1,5 +1,6 @@
 """Cuts are found where the films that the tests join have them, and nowhere else."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -185,6 +186,55 @@ def test_a_cut_between_two_gops_that_are_looked_at_is_not_lost(tmp_path: Path) -
     assert all(is_last for _, _, is_last in chunks)
     assert [at for at, _ in follower.key_cuts] == [60, 130, 190]
     assert not any(first < at < stop for first, stop in follower.seen for at, _ in follower.key_cuts)
+
+
+def test_after_a_sharp_end_nothing_more_is_looked_at(tmp_path: Path) -> None:
+    """A GOP seen to its end, and a key frame that surely shows another shot: no transition goes on beyond it."""
+    labels = make_film(tmp_path / "a.mp4", (A, B, C), [Join()] * 2)
+    info = probe(labels.path)
+    film, limits, margins = FilmFrames(info), Limits(), sparse.Steadiness()
+    thumbs = {number: thumb(frame) for number, frame in film.keyframes()}
+    for sharp in (False, True):
+        todo = sparse.Plan([sparse.Look(0, 60, sharp=sharp)], [], thumbs)
+        follower = follow.Follower(info, film, todo, limits, margins, leave=True)
+        list(follower.chunks(sparse.spared_frames(info)))
+        assert (
+            follower.key_cuts[:1] == [(60, pytest.approx(follower.key_cuts[0][1]))] if sharp else not follower.seen[1:]
+        )
+        assert (follower.seen[0][1] <= 63) == sharp
+
+
+@pytest.mark.parametrize("scenecut", [True, False])
+@pytest.mark.parametrize("at", [58, 59, 60, 61, 62, 63])
+def test_a_cut_between_frames_left_out_is_exact(tmp_path: Path, at: int, scenecut: bool) -> None:
+    """Wherever the cut falls among P- and B-frames, and whether or not the shots move."""
+    shots = (Shot("bikes.3", at), Shot("bunny", 150, move="shake"), Shot("bikes.0", 60))
+    labels = make_film(tmp_path / "a.mp4", shots, [Join()] * 2, scenecut=scenecut, bframes=3, gop=50)
+    info = probe(labels.path)
+    assert info.b_frames_optional
+    scouts = CascadeDetector()
+    with pytest.MonkeyPatch.context() as patch:  # every GOP is scouted: no B-frames at first, but where packets jump
+        everything = [sparse.Look(0, info.frames, scout=True)]
+        patch.setattr(sparse, "plan", lambda *_: sparse.Plan(everything, [], {}))
+        assert spans(scouts.detect(info)) == [("hard", at, at), ("hard", at + 150, at + 150)]
+        patch.setattr(sparse, "spared_frames", lambda info: np.zeros(info.frames, bool))
+        assert spans(scouts.detect(info)) == [("hard", at, at), ("hard", at + 150, at + 150)]
+
+
+def test_p_frames_tell_fast_motion_from_a_mixture_of_shots(tmp_path: Path) -> None:
+    info = probe(make_film(tmp_path / "a.mp4", (A, B, C), [Join()] * 2, scenecut=False).path)
+    ordinary = np.where(np.isin(np.arange(info.frames), info.anchors), 1000, 100)
+    ordinary[info.keyframe] = 10_000
+
+    def even(at: slice, size: int) -> bool:
+        sizes = ordinary.copy()
+        sizes[info.anchors[at]] = size
+        return sparse.even(dataclasses.replace(info, packet_size=sizes), 0, info.frames, sparse.Steadiness())
+
+    assert even(slice(10, 20), 2000)  # it moves faster for a while
+    assert not even(slice(10, 20), 2500)  # some far heavier than the others
+    assert not even(slice(1, None), 9000)  # as heavy as a key frame, all of them
+    assert not even(slice(10, 12), 6000)
 
 
 @pytest.mark.parametrize(
