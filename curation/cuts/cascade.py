@@ -4,6 +4,9 @@ After section 2 of the paper (cuts at several frame rates, so that slow transiti
 neighbouring frames of its grid by PySceneDetect's ContentDetector; where the score passes the threshold, the frames
 around are examined at native rate: a step is a hard cut, a mixture is a gradual transition, and anything else
 (camera motion, passers-by, flashes) is thrown out. What is confirmed splits the film for the next pass.
+
+Decoding is a cascade of its own: key frames first; of the GOPs that these and the packets' sizes leave open
+(sparse.py), I- and P-frames, or all frames that others refer to; every frame only around what was found on too few.
 """
 
 from collections.abc import Iterator, Sequence
@@ -46,7 +49,7 @@ _PLAIN_S = 1.0  # two boundaries around black or white are one transition if no 
 
 
 class CascadeDetector:
-    """Cuts by a cascade of sampling rates over a film that is decoded at most once."""
+    """Cuts by a cascade of sampling rates over frames of which as few as can be are decoded."""
 
     name = "cascade"
 

@@ -4,6 +4,7 @@
     python -m tests.benchmarks.cuts --detectors cascade,adaptive --one-core
     python -m tests.benchmarks.cuts --media FOLDER     also films of your own (cost only, unless they are known)
     python -m tests.benchmarks.cuts --floors           also what decoding alone costs
+    python -m tests.benchmarks.cuts --whole-set        all films at once, by the command, against AdaptiveDetector
     python -m tests.benchmarks.cuts --sweep            writes curation/cuts/SWEEP.md
 
 The films are built once (about ten minutes) under --folder. Each film is given to all detectors in turn, so that they
@@ -13,6 +14,9 @@ share whatever else the machine does. Counting rule: cut_scoring.py.
 import argparse
 import functools
 import os
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -79,6 +83,7 @@ def main() -> None:
     parser.add_argument("--one-core", action="store_true", help="pin this process to one core")
     parser.add_argument("--each", action="store_true", help="also what each film's detections missed or added")
     parser.add_argument("--floors", action="store_true", help="also what decoding alone costs (cut_floors.py)")
+    parser.add_argument("--whole-set", action="store_true", help="instead: wall time for all films on all cores")
     parser.add_argument("--sweep", action="store_true", help="write curation/cuts/SWEEP.md instead")
     options = parser.parse_args()
     if options.one_core:
@@ -91,6 +96,9 @@ def main() -> None:
     finders = {name: PEERS[name]() for name in options.detectors.split(",")}
     tallies: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
     chosen = sets(options.folder, Path(options.media) if options.media else None)
+    if options.whole_set:
+        whole_set([path for films in chosen.values() for path, _ in films])
+        return
     for label, films in chosen.items():
         if options.sets and label not in options.sets.split(","):
             continue
@@ -118,6 +126,25 @@ def main() -> None:
                     missed = [span for span in truth if not any(span is pair[0] for pair in pairs)]
                     print(f"{label:9} {path.name:34} {name:10} {cpu / duration * 1000:6.1f} ms/s", missed, surplus)
     show(tallies)
+
+
+def whole_set(paths: list[Path], runs: int = 3) -> None:
+    """Print wall times for all films, in turn: `clipmill cuts` given all of them, its start included, and
+    AdaptiveDetector on one after another, with as many decoder threads as OpenCV takes, its start not included.
+    """
+    adaptive = PEERS["adaptive"]()
+    command = [str(Path(sys.executable).with_name("clipmill")), "cuts", "--json", *map(str, paths)]
+    ratios = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        ours = time.perf_counter() - start
+        for path in paths:
+            adaptive(path)
+        ratios.append((time.perf_counter() - start - ours) / ours)
+        theirs = ours * ratios[-1]
+        print(f"{len(paths)} films: clipmill cuts {ours:.1f} s, AdaptiveDetector {theirs:.1f} s: {ratios[-1]:.2f}x")
+    print(f"median {statistics.median(ratios):.2f}x on {len(os.sched_getaffinity(0))} cores")
 
 
 def show(tallies: dict[str, dict[str, Tally]]) -> None:
