@@ -87,7 +87,7 @@ class Follower:
                 until = looks[at].until
                 compare_from = info.frames if until is None else until
             look = looks[at]
-            enough = number == look.stop - 1 and self._ends_sharply(look, rows[-1])
+            enough = number == look.stop - 1 and self._ends_sharply(look, held, rows)
             if not enough and compare_from <= number < look.stop:
                 enough = self._enough(look, rows[-1])
                 compare_from = int(np.searchsorted(info.times_s, info.times_s[number] + _AGAIN_S))
@@ -126,12 +126,17 @@ class Follower:
             return True
         return False
 
-    def _ends_sharply(self, look: sparse.Look, last: np.ndarray) -> bool:
-        """Whether after a GOP's last picture a hard cut makes it needless to look on."""
+    def _ends_sharply(self, look: sparse.Look, held: list[int], rows: list[np.ndarray]) -> bool:
+        """Whether after a GOP's last picture a hard cut makes it needless to look on.
+
+        What comes after a flash is no cut, so that picture must have been there for longer than one.
+        """
         if not look.sharp or look.stop >= self._info.frames:
             return False
-        step = Run(np.stack([last, self._plan.keys[look.stop]]), np.arange(2.0), self._limits)
-        if step.difference(0, 1) < self._steadiness.clear or step.plain.any():
+        times = self._info.times_s[held]
+        earlier = rows[max(0, int(np.searchsorted(times, times[-1] - self._steadiness.flash_s, side="right")) - 1)]
+        run = Run(np.stack([earlier, rows[-1], self._plan.keys[look.stop]]), np.arange(3.0), self._limits)
+        if run.difference(0, 1) >= 1 or run.difference(1, 2) < self._steadiness.clear or run.plain[1:].any():
             return False
-        self.key_cuts.append((look.stop, step.difference(0, 1)))
+        self.key_cuts.append((look.stop, run.difference(1, 2)))
         return True

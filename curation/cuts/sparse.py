@@ -174,8 +174,9 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
             if g - 1 in certain:  # the cut that begins this GOP may be part of it
                 looks[g - 1] = Look(*gops[g - 1])
         elif own < steadiness.clear or stop - first >= longest:
-            follow(g, steadiness.swell, True, False, False, True)
-            looks.setdefault(g, Look(first, stop, sharp=True))
+            sharp = own >= steadiness.clear
+            follow(g, steadiness.swell, True, False, False, sharp)
+            looks.setdefault(g, Look(first, stop, sharp=sharp))
         else:
             certain[g] = own
             follow(g, steadiness.swell, True, True, True, True)

@@ -286,6 +286,24 @@ def test_a_flash_on_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     assert spans(found(path)) == [("hard", 90, 90), ("hard", 220, 220), ("hard", 310, 310)]
 
 
+def test_a_flash_before_a_key_frame_is_no_cut(tmp_path: Path) -> None:
+    """The picture after it gets the key frame; the GOP ends with the flash, which the shot before it begins."""
+    shots = (
+        Shot("bikes.0", 92),
+        Shot("bunny", 120, move="static", flashes=(10, 11, 12, 60, 61, 62)),
+        Shot("bikes.3", 60),
+    )
+    path = make_film(tmp_path / "a.mp4", shots, [Join()] * 2, size=(426, 240)).path
+    info = probe(path)
+    assert 105 in np.flatnonzero(info.keyframe)
+    assert spans(found(path)) == [("hard", 92, 92), ("hard", 212, 212)]
+    thumbs = {number: thumb(frame) for number, frame in FilmFrames(info).keyframes()}
+    todo = sparse.Plan([sparse.Look(92, 105, sharp=True)], [], thumbs)
+    follower = follow.Follower(info, FilmFrames(info), todo, Limits(), sparse.Steadiness(), leave=True)
+    list(follower.chunks(np.ones(info.frames, bool)))
+    assert follower.key_cuts == []
+
+
 def test_motion_needs_no_second_decode_of_what_was_examined(tmp_path: Path) -> None:
     info = probe(make_film(tmp_path / "a.mp4", TWO, [Join("dissolve", 20)], gop=None).path)
     frames = FilmFrames(info)
