@@ -132,12 +132,10 @@ class FilmFrames:
         With `keep_small`, frames of the 2 fps grid are decoded too, and kept small, so that motion needs no second
         decode where the cuts have looked. `skip`, `resume_at`: see `decode`; positions in SKIPS.
         """
+        grid = self._grid_numbers(2.0) if keep_small else np.zeros(0, np.int64)
+        on_grid = set(grid.tolist())
         skip = skip.copy()
-        on_grid: set[int] = set()
-        if keep_small:
-            grid = self._grid_numbers(2.0)
-            skip[grid] = 0
-            on_grid = set(grid.tolist())
+        skip[grid] = SKIPS.index("nothing")
         skip = complete(self.info, skip)
         for number, frame in self._decode(numbers, skip, loop_filter=False, resume_at=resume_at):
             if number in on_grid and number not in self._cache:
@@ -157,7 +155,7 @@ class FilmFrames:
         """Exactly the frames `numbers` in one pass, without loop filter; nothing is kept."""
         wanted = set(np.asarray(numbers).tolist())
         skip = least(self.info)
-        skip[np.asarray(numbers, dtype=np.int64)] = 0
+        skip[np.asarray(numbers, dtype=np.int64)] = SKIPS.index("nothing")
         for number, frame in self._decode(numbers, complete(self.info, skip), loop_filter=False):
             if number in wanted:
                 yield number, frame
@@ -182,8 +180,8 @@ class FilmFrames:
         want_full = {int(n) for n in full if (int(n), short_side_px) not in self._waiting}
         fresh: dict[int, np.ndarray] = {}
         wanted = np.array(sorted(want_small | want_full), dtype=np.int64)
-        skip = np.ones(self.info.frames, np.int8)
-        skip[wanted] = 0
+        skip = np.full(self.info.frames, SKIPS.index("nonref"), np.int8)
+        skip[wanted] = SKIPS.index("nothing")
         for number, frame in self._decode(wanted, skip, loop_filter=loop_filter):
             if number in want_small:
                 fresh[number] = self._shrink(frame)
@@ -262,16 +260,23 @@ class FilmFrames:
 
 
 def least(info: VideoInfo) -> np.ndarray:
-    """Positions in SKIPS, one per frame, that decode as little as leaves what is decoded right."""
+    """Positions in SKIPS, one per frame: as little as can be decoded. See `complete` for what is wanted besides."""
     return np.full(info.frames, SKIPS.index("bidir" if info.b_frames_optional else "nonref"), np.int8)
 
 
 def complete(info: VideoInfo, skip: np.ndarray) -> np.ndarray:
-    """`skip` with the B-frames that the decoded B-frames beside them may refer to."""
+    """`skip` with all that the B-frames to be decoded may refer to: B-frames beside them, and before them.
+
+    The decoder makes up for references that were skipped. What it made up stays among the references of the B-frames
+    that follow until as many others have been decoded as it keeps.
+    """
+    bidir, nonref = SKIPS.index("bidir"), SKIPS.index("nonref")
     between = np.searchsorted(info.anchors, np.arange(info.frames))  # two anchors
-    most = np.full(len(info.anchors) + 1, 3, np.int8)
-    np.minimum.at(most, between, skip)
-    return np.where(most[between] < SKIPS.index("bidir"), np.minimum(skip, SKIPS.index("nonref")), skip)
+    decoded = np.zeros(len(info.anchors) + 1, bool)
+    decoded[between[skip < bidir]] = True
+    ahead = np.concatenate([decoded, np.zeros(info.references_kept, bool)])
+    needed: np.ndarray = np.any(np.lib.stride_tricks.sliding_window_view(ahead, info.references_kept + 1), axis=1)
+    return np.where(needed[between], np.minimum(skip, nonref), skip)
 
 
 def jpeg(picture: np.ndarray) -> bytes:
@@ -285,8 +290,8 @@ def shrunk_planes(
 ) -> list[np.ndarray] | None:
     """Y, Cb and Cr as uint8 arrays of `size` (width, height), by averaging; None for other pixel formats.
 
-    Cb and Cr come at `chroma_size` where one is given. Of planes that are taller by far than `most_rows`, only every
-    so manieth row is averaged, about that many: half the time for a film of 720 lines.
+    Cb and Cr come at `chroma_size` where one is given. Of planes with more than three times `most_rows` rows,
+    only about that many are averaged: half the time for a film of 720 lines.
     """
     shift = _PLANAR.get(frame.format.name)
     if shift is None:

@@ -6,7 +6,7 @@ in presentation order, counted from 0. `probe` demuxes the whole file once (abou
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -59,6 +59,7 @@ class VideoInfo:
     end_pts: int  # pts at which the last frame's display ends
     audio: AudioInfo | None
     b_frames_optional: bool = False  # surely no other frame refers to B-frames (references.py)
+    references_kept: int = 16  # reference frames that the decoder keeps, at most; known where b_frames_optional
 
     @property
     def frames(self) -> int:
@@ -155,20 +156,20 @@ def probe(path: str | Path) -> VideoInfo:
             raise CannotDecode("no_dimensions", f"{path}: the video stream has no frame size")
         is_h264 = context.codec.canonical_name == "h264"
         references = BFrameReferences(context.extradata) if is_h264 else None
-        pts, sizes, keys, durations, entries = _packets(container, stream, references)
+        pts, sizes, keys, durations, is_b, entries = _packets(container, stream, references)
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None
         order = np.argsort(pts, kind="stable")
         order = order[np.concatenate([[True], np.diff(pts[order]) > 0])]
         rank = np.argsort(np.argsort(order))
-        pts, sizes, keys, durations = pts[order], sizes[order], keys[order], durations[order]
+        pts, sizes, keys, durations, is_b = pts[order], sizes[order], keys[order], durations[order], is_b[order]
         nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
         last = int(durations[-1]) or (
             int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / nominal / stream.time_base)
         )
         pixel_format = context.format
-        return VideoInfo(
+        info = VideoInfo(
             path=str(path),
             container=container.format.name,
             codec=context.codec.canonical_name,
@@ -189,34 +190,41 @@ def probe(path: str | Path) -> VideoInfo:
             decode_rank=rank,
             end_pts=int(pts[-1]) + max(1, last),
             audio=_audio(container),
-            b_frames_optional=references is not None and references.optional,
         )
+        if references is None or not references.optional or is_b[info.anchors].any():
+            return info  # or its timestamps do not tell where B-frames belong, as in AVI
+        return replace(info, b_frames_optional=True, references_kept=references.kept)
 
 
 def _packets(
     container: av.container.InputContainer, stream: VideoStream, references: BFrameReferences | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet]]:
-    """Timestamps, sizes, key flags and durations of the stream's packets, in file order; and its first key frames."""
-    rows: list[tuple[int, int, bool, int]] = []
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet]]:
+    """Timestamps, sizes, key flags, durations and whether they hold B-frames, of the stream's packets, in file order;
+    and its first key frames.
+    """
+    rows: list[tuple[int, int, bool, int, bool]] = []
     entries: list[av.Packet] = []
     whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
         for packet in packets_of(container, stream):
             if packet.size == 0 or packet.is_discard:
                 continue
+            is_b = False
             if references is not None and references.optional:
-                references.see(bytes(packet))
+                is_b = references.see(bytes(packet))
+                references.optional &= not packet.has_sidedata("new_extradata")  # other parameter sets, unseen
             if packet.is_keyframe and len(entries) < _ENTRIES:
                 entries.append(packet)
             at = packet.pts if packet.pts is not None else packet.dts
             if at is not None:
-                rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0))
+                rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0, is_b))
                 whole = whole if packet.is_corrupt else len(rows)
     except av.error.FFmpegError:
         pass  # a broken tail: what was read before it stands; decoding reports where it stops
-    pts, sizes, keys, durations = zip(*rows[:whole], strict=True) if whole else ((), (), (), ())
+    pts, sizes, keys, durations, b_frames = zip(*rows[:whole], strict=True) if whole else ((), (), (), (), ())
     as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
-    return as_int(pts), as_int(sizes), np.array(keys, dtype=bool), as_int(durations), entries
+    as_bool = lambda values: np.array(values, dtype=bool)  # noqa: E731
+    return as_int(pts), as_int(sizes), as_bool(keys), as_int(durations), as_bool(b_frames), entries
 
 
 def _audio(container: av.container.InputContainer) -> AudioInfo | None:

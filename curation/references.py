@@ -2,8 +2,8 @@
 
 Encoders that keep one reference per frame (x264's `veryfast` and faster, most cameras) predict a P-frame from the
 I- or P-frame before it. Then all B-frames, those that other B-frames refer to included, can be skipped without a
-change to the rest, which costs half of decoding every reference. With more references P-frames refer to B-frames
-too, and without these they would come out wrong. The slice headers tell (ITU-T H.264, 7.3.3 and 8.2.4).
+change to the I- and P-frames, which costs half of decoding every reference. With more references P-frames refer to
+B-frames too, and without these they would come out wrong. The slice headers tell (ITU-T H.264, 7.3.3 and 8.2.4).
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from curation.bitstream import H264_IDR, H264_PPS, H264_SPS, Bits, length_size, 
 
 _SLICE = 1  # nal_unit_type of a slice of a picture that is no IDR
 _HEADER_BYTES = 96  # more than a slice header takes up to the end of its weights
-_HIGH_PROFILES = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+_HIGH_PROFILES = (100, 110, 122, 144, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 _B, _I = 1, (2, 4)  # slice_type modulo 5; the others are predicted from list 0 alone
 
 
@@ -21,12 +21,15 @@ class BFrameReferences:
 
     Attributes:
         optional: whether no I- or P-frame seen so far refers to a B-frame. False also where that cannot be told:
-            interlaced film, long-term references, damage.
+            interlaced film, long-term references, pictures of B- and other slices, damage.
+        kept: the most reference frames that the decoder keeps. It puts a copy of another frame in the place of a
+            reference that it did not get; a B-frame is surely right once so many were decoded before it.
     """
 
     def __init__(self, extradata: bytes | None) -> None:
         """`extradata`: the stream's avcC, or its parameter sets as Annex B."""
         self.optional = True
+        self.kept = 0
         self._length_size: int | None = None
         self._sps: dict[int, _Sps] = {}
         self._pps: dict[int, _Pps] = {}
@@ -37,12 +40,13 @@ class BFrameReferences:
         except LookupError:
             self.optional = False  # damaged extradata
 
-    def see(self, packet: bytes) -> None:
-        """Take note of the next access unit."""
-        if self.optional:
-            self._read(split(packet, self._length_size))
+    def see(self, packet: bytes) -> bool:
+        """Take note of the next access unit; whether it is a B-frame."""
+        return self.optional and self._read(split(packet, self._length_size))
 
-    def _read(self, nals: list[bytes]) -> None:
+    def _read(self, nals: list[bytes]) -> bool:
+        """Whether the picture, if there is one, is of B-slices."""
+        kinds: set[bool] = set()
         try:
             for nal in nals:
                 kind = nal[0] & 0x1F
@@ -51,10 +55,15 @@ class BFrameReferences:
                 elif kind == H264_PPS:
                     bits = Bits(unescaped(nal[1:]))
                     number, self._pps[number] = bits.ue(), _pps(bits, self._sps)
-                elif kind == H264_IDR or (kind == _SLICE and (nal[0] & 0x60 or not _is_b(nal))):
-                    self._slice(Bits(unescaped(nal[1:_HEADER_BYTES])), kind == H264_IDR, nal[0] & 0x60 != 0)
+                elif kind in (_SLICE, H264_IDR):
+                    kinds.add(_is_b(nal))
+                    if nal[0] & 0x60 or False in kinds:  # B-frames that are no references change nothing
+                        self._slice(Bits(unescaped(nal[1:_HEADER_BYTES])), kind == H264_IDR, nal[0] & 0x60 != 0)
+            if len(kinds) > 1:
+                raise ValueError("pictures of B- and other slices are left out in part")
         except (ValueError, LookupError):
             self.optional = False
+        return True in kinds
 
     def _slice(self, bits: Bits, is_idr: bool, is_reference: bool) -> None:
         bits.ue()  # first_mb_in_slice
@@ -85,6 +94,7 @@ class BFrameReferences:
             for number in self._taken_out(bits, is_idr, frame_num, 1 << sps.frame_num_bits):
                 self._is_b.pop(number, None)
             self._is_b[frame_num] = slice_type == _B
+            self.kept = max(self.kept, sps.most_references)
             while len(self._is_b) > max(1, sps.most_references):
                 del self._is_b[next(iter(self._is_b))]
 

@@ -66,6 +66,9 @@ class CascadeDetector:
         self._content = ContentScore()
 
     def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
+        """See `CutDetector`. Of a film lent to others more is decoded, as they need it, and so more is seen: a
+        transition on the edge may be found in one of the two cases alone.
+        """
         film = frames or FilmFrames(info)
         decoded = film.decoded_frames
         todo = self._plan(info, film) if self.steadiness else sparse.whole(info)
@@ -152,11 +155,11 @@ class CascadeDetector:
             cuts.append(Cut(after, cut_time_s(info, after), boundary.kind, start, after, boundary.score, rate))
         apart = (np.diff(times) > _SPARSE_S) & (np.diff(numbers) > 2)
         few = [b for b, _ in found if numbers[b.after] - numbers[b.before] > b.after - b.before <= _INSIDE]
-        sparse = [(b.before, b.after) for b in few if apart[b.before : b.after].any()] + run.unsure_steps(apart)
+        wide = [(b.before, b.after) for b in few if apart[b.before : b.after].any()] + run.unsure_steps(apart)
         short = [(b.before, b.after) for b in few if b.kind == "gradual" and b.after - b.before <= _FEW]
         ends = [
             np.searchsorted(info.times_s, (times[a] - around_s, times[b] + around_s))
-            for ranges, around_s in ((sparse, _AROUND_S), (short, 0.0))
+            for ranges, around_s in ((wide, _AROUND_S), (short, 0.0))
             for a, b in ranges
         ]
         return cuts, _joined([(int(low), min(int(high), info.frames - 1)) for low, high in ends])

@@ -13,7 +13,7 @@ from curation.probe import VideoInfo
 
 _CHUNK_FRAMES = 1500  # decoded frames examined together
 _LEAST_FPS = 16  # films of fewer frames a second are seen whole
-_APART_S = 0.2  # frames seen in looks that scout lie no further apart
+_APART_S = 0.2  # I- and P-frames that lie further apart, most of them, are too few to scout by
 CONTEXT_S = 5.0  # of one chunk repeated in the next: more than the longest transition and its surroundings
 _AGAIN_S = 0.5  # a picture that does not yet agree with the next key frame is compared again after this time
 
@@ -69,7 +69,7 @@ class Follower:
         for look in looks:
             if not look.scout:
                 skip[look.first : look.stop] = dense
-        skip[spared] = 0
+        skip[spared] = SKIPS.index("nothing")
         for number, frame in self._film.draft(np.flatnonzero(wanted), skip, decode_from, keep_small=not self._leave):
             if not wanted[number] or number < self._resume_at:
                 continue
@@ -100,10 +100,10 @@ class Follower:
         """What of the film the decoder may leave out where a look only scouts, and where it is close (see SKIPS)."""
         info = self._info
         if info.frames < _LEAST_FPS * info.duration_s:
-            return np.zeros(info.frames, np.int8), SKIPS.index("nothing")
+            return np.full(info.frames, SKIPS.index("nothing"), np.int8), SKIPS.index("nothing")
         close = SKIPS.index("nonref")
         apart_s = np.diff(info.times_s[info.anchors])
-        if len(apart_s) and np.median(apart_s) <= _APART_S:
+        if self._leave and len(apart_s) and np.median(apart_s) <= _APART_S:  # else frames are wanted all over the film
             return least(info), close
         return np.full(info.frames, close, np.int8), close
 
