@@ -40,6 +40,7 @@ class Steadiness:
     flash_s: float = 0.4  # the longest flash
     undone: float = 0.6  # share of a key frame's packet from which on one after it may be the end of a flash
     settle_s: float = 0.5  # after a cut the encoder may need this long to become steady
+    follows: float = 0.45  # share of a key frame's packet from which on one after it may begin yet another shot
     long_s: float = 0.5  # shorter GOPs may lie wholly inside a transition
     margin_s: float = 0.6  # examined after the last unsteady packets of a GOP
     beyond_s: float = 2.5  # examined after a GOP whose end may lie inside a transition
@@ -154,7 +155,7 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
         found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
         if clear and even(info, first, stop, steadiness):
             return
-        if found and not (g - 1 in certain and times[found[1]] - times[first] <= steadiness.settle_s):
+        if found and not (g - 1 in certain and _settles(info, first, found[1], steadiness)):
             until = int(np.searchsorted(times, times[found[1]] + steadiness.margin_s))
             early = stop - first < longest and stop < info.frames
             looks[g] = Look(first, stop, until if until < stop else None, clear, scout, sharp, early)
@@ -211,6 +212,12 @@ def _undone(info: VideoInfo, key: int, limits: Steadiness) -> bool:
     """Whether a packet soon after this key frame is so large that it may show another shot again."""
     soon = int(np.searchsorted(info.times_s, info.times_s[key] + limits.flash_s))
     return bool((info.packet_size[key + 1 : soon] > limits.undone * info.packet_size[key]).any())
+
+
+def _settles(info: VideoInfo, key: int, last: int, limits: Steadiness) -> bool:
+    """Whether packets that are unsteady up to `last` are so because a shot has just begun, and no other one follows."""
+    soon = info.times_s[last] - info.times_s[key] <= limits.settle_s
+    return bool(soon and (info.packet_size[key + 1 : last + 1] < limits.follows * info.packet_size[key]).all())
 
 
 def whole(info: VideoInfo) -> Plan:

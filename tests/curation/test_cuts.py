@@ -286,6 +286,21 @@ def test_a_flash_on_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     assert spans(found(path)) == [("hard", 90, 90), ("hard", 220, 220), ("hard", 310, 310)]
 
 
+@pytest.mark.parametrize("frames", [8, 10])
+def test_a_shot_too_short_for_a_second_key_frame_is_found(tmp_path: Path, frames: int) -> None:
+    """Its end is one large packet shortly after a key frame, where encoders need a while to become steady."""
+    shots = (Shot("bikes.3", 100), Shot("carphone", frames), Shot("bunny", 120), Shot("bikes.1", 80))
+    path = make_film(tmp_path / "a.mp4", shots, [Join()] * 3, size=(640, 360)).path
+    assert 100 + frames not in np.flatnonzero(probe(path).keyframe)
+    assert spans(found(path)) == [("hard", at, at) for at in (100, 100 + frames, 220 + frames)]
+    info = probe(path)
+    for share, settles in ((0.35, True), (0.55, False)):  # a slow start, and another shot
+        sizes = np.full(info.frames, 100)
+        sizes[100], sizes[100 + frames] = 10_000, round(10_000 * share)
+        odd = dataclasses.replace(info, packet_size=sizes)
+        assert sparse._settles(odd, 100, 100 + frames, sparse.Steadiness()) == settles
+
+
 def test_a_flash_before_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     """The picture after it gets the key frame; the GOP ends with the flash, which the shot before it begins."""
     shots = (
