@@ -121,11 +121,11 @@ class CascadeDetector:
     def _cuts(self, info: VideoInfo, film: FilmFrames, numbers: np.ndarray, thumbs: np.ndarray) -> list[Cut]:
         """Cuts in consecutive frames of which some were not decoded; these are now, where that leaves a doubt."""
         cuts, doubts = self._located(info, numbers, thumbs)
-        steps = {cut: int(numbers[np.searchsorted(numbers, cut.frame) - 1]) for cut in cuts if cut.kind == "hard"}
-        steps = {
+        steps = {  # hard cuts between frames that others lie between: the frame before
             cut: before
-            for cut, before in steps.items()
-            if cut.frame - before > 1 and not any(_within(cut, *doubt) for doubt in doubts)
+            for cut in cuts
+            for before in [int(numbers[np.searchsorted(numbers, cut.frame) - 1])]
+            if cut.kind == "hard" and cut.frame - before > 1 and not any(_within(cut, *doubt) for doubt in doubts)
         }
         missing = np.setdiff1d(_all_of([*doubts, *((before, cut.frame) for cut, before in steps.items())]), numbers)
         if not len(missing):

@@ -170,15 +170,15 @@ class Run:
         earlier = np.flatnonzero((self.times_s < self.times_s[before]) & (self.times_s >= self.times_s[before] - reach))
         # Four looks either way are enough: what interrupts a picture for so short is gone in the last of them.
         later, earlier = later[:: -max(1, len(later) // 4)], earlier[:: max(1, len(earlier) // 4)]
-        # Only what is nearer to that picture than to the other one can be that picture.
-        if any(self.difference(before, k) < 1 for k in self._nearer(later, before, after)):
+        # What is far nearer to the other picture is not this one: the cheap test first.
+        if any(self.difference(before, k) < 1 for k in self._not_far(later, before, after)):
             return True
-        return any(self.difference(k, after) < 1 for k in self._nearer(earlier, after, before))
+        return any(self.difference(k, after) < 1 for k in self._not_far(earlier, after, before))
 
-    def _nearer(self, frames: np.ndarray, one: int, other: int) -> list[int]:
-        """Those of the frames that are nearer to `one` than to `other`."""
+    def _not_far(self, frames: np.ndarray, one: int, other: int) -> list[int]:
+        """Those of the frames that are not three times as far from `one` as from `other`."""
         away = [((self.coarse[frames] - self.coarse[k]) ** 2).sum(1) for k in (one, other)]
-        return frames[away[0] < 9 * away[1]].tolist()
+        return frames[away[0] < 3**2 * away[1]].tolist()
 
     def gradual(self, low: int, high: int) -> list[Boundary]:
         """Gradual transitions among the frames low..high, a window of a few seconds inside one segment."""

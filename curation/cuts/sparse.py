@@ -149,7 +149,9 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
     looks: dict[int, Look] = {}
     certain: dict[int, float] = {}  # GOP that a hard cut ends: difference
 
-    def follow(g: int, swell: float, dips: bool, clear: bool, scout: bool, sharp: bool = False) -> None:
+    def follow(
+        g: int, swell: float, *, dips: bool = True, clear: bool = False, scout: bool = False, sharp: bool = False
+    ) -> None:
         """Look at the GOP if it is unsteady, until shortly after it last is."""
         first, stop = gops[g]
         found = unsteady(info, first, stop, steadiness, swell=swell, dips=dips)
@@ -167,7 +169,7 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
             if stop - first < longest and keys.looks_moved(g, g + 1):
                 looks[g] = Look(first, stop, scout=True)
             elif not short[g]:  # else too short to judge by its sizes, but the same shot all around
-                follow(g, steadiness.swell_alike, False, False, True)
+                follow(g, steadiness.swell_alike, dips=False, scout=True)
             continue
         # A key frame may show a flash, which is soon undone; and one that came when it was due says nothing.
         if _undone(info, stop, steadiness) or keys.plain[g] or keys.plain[g + 1] or short[g] or short[g + 1]:
@@ -176,12 +178,12 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
                 looks[g - 1] = Look(*gops[g - 1])
         elif own < steadiness.clear or stop - first >= longest:
             sharp = own >= steadiness.clear
-            follow(g, steadiness.swell, True, False, False, sharp)
+            follow(g, steadiness.swell, sharp=sharp)
             looks.setdefault(g, Look(first, stop, sharp=sharp))
         else:
             certain[g] = own
-            follow(g, steadiness.swell, True, True, True, True)
-    follow(len(gops) - 1, steadiness.swell, True, False, True)
+            follow(g, steadiness.swell, clear=True, scout=True, sharp=True)
+    follow(len(gops) - 1, steadiness.swell, scout=True)
     if luma(thumbs[0]).mean() < steadiness.dark:
         looks.setdefault(0, Look(*gops[0]))
     cuts = [(gops[g][1], score) for g, score in certain.items() if g not in looks]
