@@ -51,6 +51,7 @@ STEADINESS: dict[str, tuple[float, ...]] = {
     "alike": (0.4, 0.8),
     "clear": (1.0, 1.8),
     "undone": (0.4, 0.9),
+    "follows": (0.35, 0.6),
     "margin_s": (0.5, 1.5),
     "beyond_s": (1.5, 3.5),
 }
