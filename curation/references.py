@@ -1,8 +1,8 @@
 """Whether the B-frames of an H.264 film can be left out: whether none but B-frames refers to them.
 
-Encoders that keep one reference per frame (x264's `veryfast` and faster, most cameras) predict a P-frame from the
-I- or P-frame before it. Then all B-frames, those that other B-frames refer to included, can be skipped without a
-change to the I- and P-frames, which costs half of decoding every reference. With more references P-frames refer to
+Encoders that keep one reference per frame (x264's `veryfast` and faster) predict a P-frame from the I- or P-frame
+before it. Then all B-frames, those that other B-frames refer to included, can be skipped without a change to the I-
+and P-frames, which costs three fifths of decoding every reference. With more references P-frames refer to
 B-frames too, and without these they would come out wrong. The slice headers tell (ITU-T H.264, 7.3.3 and 8.2.4).
 """
 

@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo
 
+Kind = Literal["hard", "gradual"]
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -18,7 +20,7 @@ class Cut:
 
     frame: int  # first frame of the new shot
     time_s: float  # its display time from the film's first frame
-    kind: Literal["hard", "gradual"]
+    kind: Kind
     start_frame: int
     end_frame: int
     score: float  # of the detector that found it; larger is surer

@@ -4,14 +4,12 @@ Works on the thumbs of the frames that were decoded, which need not be all; posi
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
+from curation.cuts.cut import Kind
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
 from curation.cuts.pairs import histogram, is_grey, plain_frames, plain_steps, unexplained
-
-Kind = Literal["hard", "gradual"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Boundary:
 
     before: int
     after: int
-    kind: Kind  # "hard" or "gradual"
+    kind: Kind
     score: float
     lone: bool = False  # a hard cut that is one step between two pictures: surely no part of a longer transition
 
