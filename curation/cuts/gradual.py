@@ -7,6 +7,7 @@ Everything follows from the matrix of squared distances between the frames of th
 motion inside either shot does not matter.
 """
 
+import functools
 from dataclasses import dataclass
 
 import cv2
@@ -38,6 +39,13 @@ def squared_distances(rows: np.ndarray) -> np.ndarray:
     return np.maximum(norms[:, None] + norms[None] - 2 * products, 0) / rows.shape[1]
 
 
+@functools.lru_cache(maxsize=128)
+def _pairs(n: int, apart: int) -> tuple[np.ndarray, np.ndarray]:
+    """(starts, ends) of all pairs among n positions that lie at least so far apart. Not to be written to."""
+    starts, ends = np.triu_indices(n, apart)
+    return starts, ends
+
+
 def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits") -> np.ndarray:
     """(k, 2) spans of a window that a mixture of their ends explains: positions of the last and the first pure frame.
 
@@ -48,7 +56,7 @@ def mixtures(distances: np.ndarray, times_s: np.ndarray, limits: "MixtureLimits"
         times_s: their display times (n,).
     """
     n = len(times_s)
-    starts, ends = np.triu_indices(n, 2)
+    starts, ends = _pairs(n, 2)
     length = times_s[ends] - times_s[starts]
     total = distances[starts, ends]
     fits = (length >= limits.shortest_s) & (length <= limits.longest_s) & (total > limits.change**2)
@@ -115,7 +123,7 @@ def ramp(distances: np.ndarray, times_s: np.ndarray, low: int, high: int) -> tup
     inner = np.arange(low, high + 1)
     alpha = _projected(distances, low, np.array([high]), inner)[0][0].astype(np.float64)
     t = times_s[inner] - times_s[low]
-    starts, ends = np.triu_indices(len(inner), 1)
+    starts, ends = _pairs(len(inner), 1)
 
     def between(values: np.ndarray) -> np.ndarray:
         """Sums of values over start < k < end, for all pairs."""

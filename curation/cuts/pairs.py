@@ -80,8 +80,10 @@ def unexplained(first: np.ndarray, second: np.ndarray) -> float:
     halves = [cv2.resize(luma(one), (_HALF_W, _HALF_H), interpolation=cv2.INTER_AREA) for one in (first, second)]
     padded = cv2.copyMakeBorder(halves[0], _REACH_Y, _REACH_Y, _REACH_X, _REACH_X, cv2.BORDER_REFLECT)
     shifts = (2 * _REACH_X + 1) * (2 * _REACH_Y + 1)
-    moved = np.lib.stride_tricks.sliding_window_view(padded, (_HALF_H, _HALF_W)).reshape(shifts * _HALF_H, _HALF_W)
-    left = cv2.absdiff(moved, np.tile(halves[1], (shifts, 1)))
+    shape, line = (2 * _REACH_Y + 1, 2 * _REACH_X + 1, _HALF_H, _HALF_W), padded.strides[0]
+    moved = np.ndarray(shape, np.uint8, padded, strides=(line, 1, line, 1)).reshape(shifts * _HALF_H, _HALF_W)
+    still = np.broadcast_to(halves[1], (shifts, _HALF_H, _HALF_W)).reshape(shifts * _HALF_H, _HALF_W)
+    left = cv2.absdiff(moved, still)
     blocks = (_HALF_W // _BLOCK_W, shifts * _HALF_H // _BLOCK_H)
     means = cv2.resize(left.astype(np.float32), blocks, interpolation=cv2.INTER_AREA)
     return float(means.reshape(shifts, -1).min(0).mean())
