@@ -206,7 +206,8 @@ class CascadeDetector:
         if len(grid) < 2:
             return []
         scores = self._content.series(run.thumbs[grid], grey=run.grey)
-        return _joined([(int(grid[k]), int(grid[k + 1])) for k in np.flatnonzero(scores >= step.threshold)])
+        thresholds = step.threshold * np.maximum(run.contrast[grid[:-1]], run.contrast[grid[1:]])
+        return _joined([(int(grid[k]), int(grid[k + 1])) for k in np.flatnonzero(scores >= thresholds)])
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -97,9 +97,9 @@ def histogram(one: np.ndarray) -> np.ndarray:
     return np.sqrt(np.bincount(bins, minlength=1024) / len(bins))
 
 
-def plain_frames(thumbs: np.ndarray, spread: float = 5.0) -> np.ndarray:
-    """(N,) bool: frames of one flat colour (black, white)."""
-    return np.array([cv2.meanStdDev(luma(one))[1][0, 0] < spread for one in thumbs], dtype=bool)
+def spreads(thumbs: np.ndarray) -> np.ndarray:
+    """(N,) standard deviation of each picture's luma: its contrast; next to nothing in black or white frames."""
+    return np.array([cv2.meanStdDev(luma(one))[1][0, 0] for one in thumbs])
 
 
 def is_grey(thumbs: np.ndarray, spread: float = 2.5) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 
 from curation.cuts.cut import Kind
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
-from curation.cuts.pairs import histogram, is_grey, plain_frames, plain_steps, unexplained
+from curation.cuts.pairs import histogram, is_grey, plain_steps, spreads, unexplained
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Limits:
     lone: float = 1.9  # a step so many times the largest around it is a cut, whatever the colours on either side
     lone_unexplained: float = 0.75  # ... if block matching leaves this share of `unexplained`
     grey: float = 0.3  # of `histogram` is enough where there are no colours to tell shots by
+    plain: float = 5.0  # contrast (standard deviation of luma) of a frame of one flat colour: black, white
+    # Of pictures of less contrast than this, `unexplained`, the passes' thresholds and a mixture's change are reduced
+    # in proportion, but no further than to the least share: then noise and a change of exposure begin to count.
+    contrast: float = 40.0
+    least_contrast: float = 0.35
     one_step: float = 0.75  # a step that makes this share of the change is a hard cut, whatever moves beside it
     mixture: MixtureLimits = field(default_factory=MixtureLimits)
 
@@ -51,7 +56,9 @@ class Run:
         self.steps = plain_steps(thumbs)
         self._gaps = np.maximum(np.diff(times_s), 1e-6)
         self.coarse = coarse(thumbs)
-        self.plain = plain_frames(thumbs)
+        spread = spreads(thumbs)
+        self.contrast = np.clip(spread / limits.contrast, limits.least_contrast, 1.0)
+        self.plain = spread < limits.plain * self.contrast.max()
         self.grey = is_grey(thumbs)
         self._histograms: dict[int, np.ndarray] = {}
         self._different: dict[tuple[int, int], float] = {}
@@ -64,14 +71,18 @@ class Run:
             colours = (1.0 - float(self._histogram(a) @ self._histogram(b))) / limit
             blocks = 0.0
             if colours >= 1:  # the cheap test first
-                blocks = unexplained(self.thumbs[a], self.thumbs[b]) / self.limits.unexplained
+                blocks = self._unexplained(a, b)
             self._different[a, b] = min(colours, blocks)
         return self._different[a, b]
 
     def looks_moved(self, a: int, b: int) -> bool:
         """Whether b shows other things than a, or the same ones far moved; their colours may agree."""
-        left = unexplained(self.thumbs[a], self.thumbs[b])
-        return left >= self.limits.lone_unexplained * self.limits.unexplained
+        return self._unexplained(a, b) >= self.limits.lone_unexplained
+
+    def _unexplained(self, a: int, b: int) -> float:
+        """What block matching leaves between frames a and b, as a share of what it leaves between two shots."""
+        limit = self.limits.unexplained * max(self.contrast[a], self.contrast[b])
+        return float(unexplained(self.thumbs[a], self.thumbs[b]) / limit)
 
     def _histogram(self, k: int) -> np.ndarray:
         if k not in self._histograms:
@@ -190,7 +201,8 @@ class Run:
         every = max(1, round(len(times) / max(1e-6, float(times[-1] - times[0]) * limits.search_fps)))
         thin = np.unique(np.append(np.arange(0, len(times), every), len(times) - 1))
         spans: dict[tuple[int, int], tuple[float, float]] = {}  # refined spans: (how well they explain, belief)
-        for start, end in thin[mixtures(distances[np.ix_(thin, thin)], times[thin], limits)].tolist():
+        contrast = self.contrast[low : high + 1]
+        for start, end in thin[mixtures(distances[np.ix_(thin, thin)], times[thin], contrast[thin], limits)].tolist():
             if self.difference(low + start, low + end) < 0.7:
                 continue
             start, end, error = self._refined(distances, times, start, end, low)
