@@ -50,6 +50,7 @@ class Shot:
     mirror: bool = False
     hue: int = 0  # degrees/2 added to OpenCV's hue (0..179)
     gain: float = 1.0
+    colour: bool = True  # False: black and white
     crop: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # left, top, right, bottom as shares
     flashes: tuple[int, ...] = ()  # frames that go (nearly) white, as a camera flash does
     seed: int = 0
@@ -133,6 +134,8 @@ def _graded(image: np.ndarray, shot: Shot) -> np.ndarray:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0].astype(int) + shot.hue) % 180
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if not shot.colour:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return cv2.convertScaleAbs(image, alpha=shot.gain) if shot.gain != 1.0 else image
 
 

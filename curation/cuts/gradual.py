@@ -46,9 +46,7 @@ def _pairs(n: int, apart: int) -> tuple[np.ndarray, np.ndarray]:
     return starts, ends
 
 
-def mixtures(
-    distances: np.ndarray, times_s: np.ndarray, contrast: np.ndarray, limits: "MixtureLimits"
-) -> np.ndarray:
+def mixtures(distances: np.ndarray, times_s: np.ndarray, contrast: np.ndarray, limits: "MixtureLimits") -> np.ndarray:
     """(k, 2) spans of a window that a mixture of their ends explains: positions of the last and the first pure frame.
 
     Those with most change come first. Of spans that share much of what they cover, only the first is given.
@@ -62,7 +60,11 @@ def mixtures(
     starts, ends = _pairs(n, 2)
     length = times_s[ends] - times_s[starts]
     total = distances[starts, ends]
-    fits = (length >= limits.shortest_s) & (length <= limits.longest_s) & (total > (limits.change * np.maximum(contrast[starts], contrast[ends])) ** 2)
+    fits = (
+        (length >= limits.shortest_s)
+        & (length <= limits.longest_s)
+        & (total > (limits.change * np.maximum(contrast[starts], contrast[ends])) ** 2)
+    )
     starts, ends, length, total = starts[fits], ends[fits], length[fits, None], total[fits, None]
     from_start = distances[starts]
     alpha = (from_start + total - distances[ends]) / (2 * total)  # (pairs, n), by the law of cosines

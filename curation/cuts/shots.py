@@ -25,7 +25,7 @@ class Limits:
     flash_s: float = 0.35  # a picture that comes back within this time was interrupted, not cut
     lone: float = 1.9  # a step so many times the largest around it is a cut, whatever the colours on either side
     lone_unexplained: float = 0.75  # ... if block matching leaves this share of `unexplained`
-    grey: float = 0.3  # of `histogram` is enough where there are no colours to tell shots by
+    grey: float = 0.5  # of `histogram` is enough where there are no colours to tell shots by
     plain: float = 5.0  # contrast (standard deviation of luma) of a frame of one flat colour: black, white
     # Of pictures of less contrast than this, `unexplained`, the passes' thresholds and a mixture's change are reduced
     # in proportion, but no further than to the least share: then noise and a change of exposure begin to count.
@@ -179,15 +179,15 @@ class Run:
         earlier = np.flatnonzero((self.times_s < self.times_s[before]) & (self.times_s >= self.times_s[before] - reach))
         # Four looks either way are enough: what interrupts a picture for so short is gone in the last of them.
         later, earlier = later[:: -max(1, len(later) // 4)], earlier[:: max(1, len(earlier) // 4)]
-        # What is far nearer to the other picture is not this one: the cheap test first.
-        if any(self.difference(before, k) < 1 for k in self._not_far(later, before, after)):
+        # What is nearer to the other picture is not this one: the cheap test first.
+        if any(self.difference(before, k) < 1 for k in self._nearer(later, before, after)):
             return True
-        return any(self.difference(k, after) < 1 for k in self._not_far(earlier, after, before))
+        return any(self.difference(k, after) < 1 for k in self._nearer(earlier, after, before))
 
-    def _not_far(self, frames: np.ndarray, one: int, other: int) -> list[int]:
-        """Those of the frames that are not three times as far from `one` as from `other`."""
+    def _nearer(self, frames: np.ndarray, one: int, other: int) -> list[int]:
+        """Those of the frames that look more like `one` than like `other`."""
         away = [((self.coarse[frames] - self.coarse[k]) ** 2).sum(1) for k in (one, other)]
-        return frames[away[0] < 3**2 * away[1]].tolist()
+        return frames[away[0] < away[1]].tolist()
 
     def gradual(self, low: int, high: int) -> list[Boundary]:
         """Gradual transitions among the frames low..high, a window of a few seconds inside one segment."""

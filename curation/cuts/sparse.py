@@ -166,7 +166,7 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
         own = keys.difference(g, g + 1)
         around = max(own, keys.difference(*_outer(keys.times_s, g, steadiness.long_s)))
         if around < steadiness.alike:
-            if stop - first < longest and keys.looks_moved(g, g + 1):
+            if (stop - first < longest or short[g]) and keys.looks_moved(g, g + 1):
                 looks[g] = Look(first, stop, scout=True)
             elif not short[g]:  # else too short to judge by its sizes, but the same shot all around
                 follow(g, steadiness.swell_alike, dips=False, scout=True)

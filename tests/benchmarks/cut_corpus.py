@@ -2,13 +2,13 @@
 
 `tuning` is what the sweep of the cascade's thresholds sees; `held_out` is only ever measured. Both are full of
 transitions, half of them gradual, so that there is much to count. `edited` films are what editors make: shots of 2 to
-9 s, joined by hard cuts but for a few; they are only ever measured, too. Films are built once into a cache folder
-(minutes), never committed.
+9 s, joined by hard cuts but for a few; they are only ever measured, too. `graded` films are some of either half again,
+dark or in black and white. Films are built once into a cache folder (minutes), never committed.
 """
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,8 @@ import numpy as np
 from tests.media import Join, JoinLabel, Labels, Move, Shot, make_film
 
 Half = Literal["tuning", "held_out"]
+Grade = Literal["dark", "grey"]
+_GRADES: tuple[Grade, ...] = ("dark", "grey")
 VERSION = 3
 
 # Each half has its own pieces of film; the bunny's one shot is split in time.
@@ -76,6 +78,21 @@ def specs(half: Half) -> list[FilmSpec]:
         rng = np.random.default_rng([VERSION, {"tuning": 1, "held_out": 2}[half], index])
         made.append(_film(half, name, theme, count, encoding, rng))
     return made
+
+
+_GRADED = (
+    "h264-360p-noscenecut", "h264-360p-onekey", "h264-480p-gop12", "h264-360p-opengop", "h264-360p-pans",
+    "h264-180p-shake", "h264-360p-vfr", "h264-360p-fades", "hevc-360p-10bit", "mpeg4-240p-gop300", "h264-360p-quick",
+)  # fmt: skip
+
+
+def graded(half: Half, grade: Grade) -> list[FilmSpec]:
+    """Films of one half at 0.4 of their brightness and contrast, or in black and white."""
+
+    def changed(shot: Shot) -> Shot:
+        return replace(shot, gain=0.4 * shot.gain) if grade == "dark" else replace(shot, colour=False)
+
+    return [replace(spec, shots=tuple(map(changed, spec.shots))) for spec in specs(half) if spec.name in _GRADED]
 
 
 # (name, encoding) of the films that are cut as films are.
@@ -138,6 +155,13 @@ def build(half: Half, folder: Path) -> Iterator[tuple[str, Labels]]:
     """Build what is missing under `folder` and yield (name, labels) of each film."""
     for spec in specs(half):
         yield spec.name, built(spec, folder / f"v{VERSION}" / half)
+
+
+def graded_built(half: Half, folder: Path, grade: Grade | None = None) -> Iterator[Labels]:
+    """The graded films of one half, of both grades by default; built where they are missing under `folder`."""
+    for each in [grade] if grade else _GRADES:
+        for spec in graded(half, each):
+            yield built(spec, folder / f"v{VERSION}" / f"{half}-{each}")
 
 
 def built(spec: FilmSpec, folder: Path) -> Labels:

@@ -1,7 +1,7 @@
 """The sweep that chose the cascade's thresholds: each varied alone around its default, on the tuning half only."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from curation.cuts.sparse import Steadiness, spared_frames
 from curation.decode import SKIPS
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo, probe
-from tests.benchmarks.cut_corpus import build
+from tests.benchmarks.cut_corpus import build, graded_built
 from tests.benchmarks.cut_peers import spans
 from tests.benchmarks.cut_scoring import Counts, Kind, Span, count
+from tests.media import Labels
 
 # One value below and one above each default.
 LIMITS: dict[str, tuple[float, ...]] = {
@@ -67,10 +68,10 @@ class Film:
     thumbs: np.ndarray
 
 
-def films(folder: Path) -> list[Film]:
-    """The tuning half, decoded as the cascade decodes what it looks at closely."""
+def films(chosen: Iterable[Labels]) -> list[Film]:
+    """Labelled films, decoded as the cascade decodes what it looks at closely."""
     made = []
-    for _, labels in build("tuning", folder):
+    for labels in chosen:
         info = probe(labels.path)
         skip = np.where(spared_frames(info), SKIPS.index("nothing"), SKIPS.index("nonref"))
         rows = [(n, thumb(f)) for n, f in FilmFrames(info).draft(np.arange(info.frames), skip)]
@@ -89,8 +90,26 @@ def measured(detector: CascadeDetector, chosen: list[Film]) -> dict[Kind, Counts
     return total
 
 
+# What depends on the contrast and the colours of a film, on the graded films of the tuning half.
+GRADED: dict[str, tuple[float, ...]] = {
+    "contrast": (1e-3, 30.0, 50.0),
+    "least_contrast": (0.25, 0.5),
+    "grey": (0.3, 0.7),
+}
+
+
+def graded_variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
+    """(name, value, default, detector) for every variation of what depends on contrast and colours."""
+    default = Limits()
+    yield "all at their defaults", 0.0, 0.0, CascadeDetector()
+    for name, values in GRADED.items():
+        for value in values:
+            limits = dataclasses.replace(default, **{name: value})  # type: ignore[arg-type]
+            yield name, value, getattr(default, name), CascadeDetector(limits)
+
+
 def variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
-    """(name, value, default, detector) for every variation."""
+    """(name, value, default, detector) for every variation of the other thresholds."""
     default = Limits()
     yield "all at their defaults", 0.0, 0.0, CascadeDetector()
     for name, values in LIMITS.items():
@@ -141,9 +160,17 @@ def steadiness_rows(chosen: list[Film]) -> Iterator[str]:
             yield f"| {name} | {getattr(default, name):g} | {value:g} | {passed_over(chosen, changed)} |"
 
 
+def _rows(chosen: list[Film], variations: Iterator[tuple[str, float, float, CascadeDetector]]) -> Iterator[str]:
+    for name, value, default, detector in variations:
+        total = measured(detector, chosen)
+        shown = f"{default:g} | {value:g}" if default else "|"
+        cells = [f"{c.hit} / {c.missed} / {c.surplus} | {c.f1:.3f}" for c in (total["hard"], total["gradual"])]
+        yield f"| {name} | {shown} | {' | '.join(cells)} |"
+
+
 def report(folder: Path) -> str:
     """The sweep as a Markdown page."""
-    chosen = films(folder)
+    chosen = films(labels for _, labels in build("tuning", folder))
     lines = [
         "# Where the cascade's thresholds come from",
         "",
@@ -155,12 +182,22 @@ def report(folder: Path) -> str:
         _HEAD,
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, value, default, detector in variations():
-        total = measured(detector, chosen)
-        shown = f"{default:g} | {value:g}" if default else "|"
-        cells = [f"{c.hit} / {c.missed} / {c.surplus} | {c.f1:.3f}" for c in (total["hard"], total["gradual"])]
-        lines.append(f"| {name} | {shown} | {' | '.join(cells)} |")
-        print(lines[-1], flush=True)
+    for row in _rows(chosen, variations()):
+        lines.append(row)
+        print(row, flush=True)
+    lines += [
+        "",
+        "## Dark and grey films",
+        "",
+        "Some of the same films at 0.4 of their brightness and contrast, and in black and white, with their numbers",
+        "added up. Contrast 0.001: no threshold follows the pictures' contrast.",
+        "",
+        _HEAD,
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in _rows(films(graded_built("tuning", folder)), graded_variations()):
+        lines.append(row)
+        print(row, flush=True)
     lines += [
         "",
         "## What is passed over",

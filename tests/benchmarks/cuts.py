@@ -1,6 +1,6 @@
 """Cut detection against its peers: F1, precision, recall and cost of four detectors on the same films, in one run.
 
-    python -m tests.benchmarks.cuts                    both halves, edited films, the long-shot film, real films
+    python -m tests.benchmarks.cuts                    both halves, edited and graded films, the long-shot film, real films
     python -m tests.benchmarks.cuts --detectors cascade,adaptive --one-core
     python -m tests.benchmarks.cuts --media FOLDER     also films of your own (cost only, unless they are known)
     python -m tests.benchmarks.cuts --floors           also what decoding alone costs
@@ -27,7 +27,7 @@ import cv2
 
 import curation.cuts
 from curation.probe import probe
-from tests.benchmarks.cut_corpus import VERSION, build, built, edited, long_shots
+from tests.benchmarks.cut_corpus import VERSION, build, built, edited, graded_built, long_shots
 from tests.benchmarks.cut_floors import FLOORS
 from tests.benchmarks.cut_peers import PEERS
 from tests.benchmarks.cut_scoring import Counts, Kind, Span, count, coverage, match
@@ -67,6 +67,8 @@ def sets(folder: Path, media: Path | None) -> dict[str, list[tuple[Path, list[Sp
     """The sets of films with their labels."""
     chosen = {half: [labelled(labels) for _, labels in build(half, folder)] for half in ("tuning", "held_out")}  # type: ignore[arg-type]
     chosen["edited"] = [labelled(built(spec, folder / f"v{VERSION}" / "edited")) for spec in edited()]
+    for grade in ("dark", "grey"):
+        chosen[grade] = [labelled(labels) for labels in graded_built("held_out", folder, grade)]  # type: ignore[arg-type]
     chosen["long 720p"] = [labelled(built(long_shots(), folder / f"v{VERSION}"))]
     real = [film(name) for name in ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4")]
     real += sorted(path for path in media.iterdir() if path.name in _KNOWN) if media else []
