@@ -21,6 +21,7 @@ from curation.probe import VideoInfo, open_video, packets_of
 Skip = Literal["nothing", "nonref", "bidir", "nonkey"]
 SKIPS: tuple[Skip, ...] = ("nothing", "nonref", "bidir", "nonkey")  # each leaves out more than the one before
 _SKIP_FRAME: tuple[Literal["DEFAULT", "NONREF", "BIDIR", "NONKEY"], ...] = ("DEFAULT", "NONREF", "BIDIR", "NONKEY")
+_SKIPS_ALIKE = ("libdav1d",)  # decoders that ask once, when they are opened, what to leave out
 # Demuxing past this many packets costs more than a seek to the next key frame (mp4 and Matroska; other containers
 # seek by guessing, so there the packets are read through).
 _SEEK_OVER_PACKETS = 48
@@ -74,7 +75,7 @@ def decode(
         wanted: frame numbers to reach; all when None.
         skip: frames that the decoder leaves out ("nonref": those that no other frame refers to; "bidir": all B-frames,
             which the film's other frames must not refer to). Or an array with what applies to each frame of the film,
-            as positions in SKIPS.
+            as positions in SKIPS. Of AV1 the least of what is asked for is left out, all over the film.
         loop_filter: False leaves out deblocking: faster, and good enough for small pictures.
         threads: decoder threads; 0 lets the decoder choose.
         resume_at: asked before every packet for a key frame's number; what is decoded before that one is not wanted
@@ -95,6 +96,9 @@ def decode(
         context.thread_count = threads
         context.thread_type = "AUTO" if threads != 1 else "SLICE"
         levels = np.full(info.frames, SKIPS.index(skip)) if isinstance(skip, str) else skip
+        if context.codec.name in _SKIPS_ALIKE:
+            by_rank = np.argsort(info.decode_rank)
+            levels = np.full(info.frames, min(levels[by_rank[start:stop]].min() for start, stop in ranges))
         if not loop_filter:
             context.options = {**context.options, "skip_loop_filter": "all"}
         yield from _feed(info, container, stream, ranges, levels, resume_at)

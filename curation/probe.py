@@ -4,6 +4,7 @@ Everything downstream speaks in presentation timestamps (pts) of the video strea
 in presentation order, counted from 0. `probe` demuxes the whole file once (about 1000 times real time).
 """
 
+import errno
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from av.video.stream import VideoStream
 from curation.errors import CannotDecode
 from curation.references import BFrameReferences
 
+_RESTART_S = 0.5  # timestamps that go back further have started again
 _ENTRIES = 3  # key frames tried for the film's rotation: the first may be damaged
 
 
@@ -60,6 +62,7 @@ class VideoInfo:
     audio: AudioInfo | None
     b_frames_optional: bool = False  # surely no other frame refers to B-frames (references.py)
     references_kept: int = 16  # reference frames that the decoder keeps, at most; known where b_frames_optional
+    restarts: bool = False  # its timestamps start again, as in joined recordings; what follows is not read
 
     @property
     def frames(self) -> int:
@@ -79,6 +82,20 @@ class VideoInfo:
         """Numbers, increasing, of the frames before which no frame is decoded that is shown later: I- and P-frames."""
         order = np.argsort(self.decode_rank)
         return np.sort(order[order == np.maximum.accumulate(order)])
+
+    @cached_property
+    def leads(self) -> np.ndarray:
+        """Bool per frame: after it frames are decoded that are shown before it (the key frame of an open GOP)."""
+        latest = np.maximum.accumulate(self.decode_rank)
+        return np.append(False, latest[:-1]) > self.decode_rank
+
+    @property
+    def note(self) -> str:
+        """What a person should know about how far the film is read, and what to do; nothing as a rule."""
+        if not self.restarts:
+            return ""
+        after = f"its timestamps start again after {self.duration_s:.1f} s; what follows is not read"
+        return f"{after} (ffmpeg -i FILE -c copy NEW.mkv joins the parts)"
 
     @property
     def display_size(self) -> tuple[int, int]:
@@ -128,17 +145,30 @@ def open_video(path: str | Path) -> tuple[av.container.InputContainer, VideoStre
     raise CannotDecode("no_video_stream", f"{path}: has no video stream")
 
 
+class Restarted(av.error.InvalidDataError):
+    """The timestamps of a film start again, as in recordings that were joined byte by byte."""
+
+
 def packets_of(container: av.container.InputContainer, *streams: Stream) -> Iterator[av.Packet]:
-    """The packets of these streams, and at the end an empty one for each.
+    """The packets of these streams, and at the end an empty one for each. The film's own stream comes first.
 
     A transport stream may gain streams halfway, by design or by damage. PyAV (18.1, its issue 692) does not expect it
     and at the very end, after the empty packets, raises an IndexError; which means nothing for the streams asked for.
 
     Raises:
+        Restarted: the same times come again.
         av.error.FFmpegError: the file breaks off.
     """
+    film, tick = streams[0], streams[0].time_base or Fraction(1)
+    back = round(_RESTART_S / tick)
+    latest: list[int] = []  # the last two times: one alone may be damaged
     with suppress(IndexError):
-        yield from container.demux(*streams)
+        for packet in container.demux(*streams):
+            if packet.dts is not None and packet.stream_index == film.index:
+                if len(latest) == 2 and packet.dts < min(latest) - back:
+                    raise Restarted(errno.EINVAL, "timestamps start again")
+                latest = [*latest[-1:], packet.dts]
+            yield packet
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -156,7 +186,7 @@ def probe(path: str | Path) -> VideoInfo:
             raise CannotDecode("no_dimensions", f"{path}: the video stream has no frame size")
         is_h264 = context.codec.canonical_name == "h264"
         references = BFrameReferences(context.extradata) if is_h264 else None
-        pts, sizes, keys, durations, is_b, entries = _packets(container, stream, references)
+        pts, sizes, keys, durations, is_b, entries, restarts = _packets(container, stream, references)
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None
@@ -190,6 +220,7 @@ def probe(path: str | Path) -> VideoInfo:
             decode_rank=rank,
             end_pts=int(pts[-1]) + max(1, last),
             audio=_audio(container),
+            restarts=restarts,
         )
         if references is None or not references.optional or is_b[info.anchors].any():
             return info  # or its timestamps do not tell where B-frames belong, as in AVI
@@ -198,12 +229,13 @@ def probe(path: str | Path) -> VideoInfo:
 
 def _packets(
     container: av.container.InputContainer, stream: VideoStream, references: BFrameReferences | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet]]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet], bool]:
     """Timestamps, sizes, key flags, durations and whether they hold B-frames, of the stream's packets, in file order;
-    and its first key frames.
+    its first key frames; and whether it ends where its timestamps start again.
     """
     rows: list[tuple[int, int, bool, int, bool]] = []
     entries: list[av.Packet] = []
+    restarts = False
     whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
         for packet in packets_of(container, stream):
@@ -219,12 +251,14 @@ def _packets(
             if at is not None:
                 rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0, is_b))
                 whole = whole if packet.is_corrupt else len(rows)
+    except Restarted:
+        restarts = True
     except av.error.FFmpegError:
         pass  # a broken tail: what was read before it stands; decoding reports where it stops
     pts, sizes, keys, durations, b_frames = zip(*rows[:whole], strict=True) if whole else ((), (), (), (), ())
     as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
     as_bool = lambda values: np.array(values, dtype=bool)  # noqa: E731
-    return as_int(pts), as_int(sizes), as_bool(keys), as_int(durations), as_bool(b_frames), entries
+    return as_int(pts), as_int(sizes), as_bool(keys), as_int(durations), as_bool(b_frames), entries, restarts
 
 
 def _audio(container: av.container.InputContainer) -> AudioInfo | None:

@@ -288,6 +288,8 @@ def _check(info: VideoInfo) -> tuple[str | None, str | None]:
         raise CannotDecode("one_frame", f"{info.path}: holds a single frame")
     if info.duration_s <= 0:
         raise CannotDecode("zero_duration", f"{info.path}: lasts 0 s")
+    if info.note:
+        return "timestamps_restart", info.note
     container, stream = open_video(info.path)
     with container:
         stated_s = 0.0

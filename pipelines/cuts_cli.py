@@ -60,6 +60,8 @@ def _alone() -> None:
 def _line(name: str, as_json: bool, file: str) -> tuple[str, bool]:
     try:
         info = probe(file)
+        if info.note:
+            click.echo(f"warning: {file}: {info.note}", err=True)
         found = _detector(name).detect(info)
     except CannotDecode as error:
         return f"error: {error} [{error.reason}]", True

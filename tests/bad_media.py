@@ -16,6 +16,7 @@ EXPECTED: dict[str, tuple[str, str | None]] = {
     "text.mp4": ("failed", "not_a_video"),
     "truncated-no-index.mp4": ("failed", "not_a_video"),
     "truncated.mp4": ("ok", "truncated"),
+    "joined.ts": ("ok", "timestamps_restart"),
     "audio-only.mp4": ("failed", "no_video_stream"),
     "matroska.mp4": ("ok", "wrong_extension"),
     "one-frame.mp4": ("failed", "one_frame"),
@@ -40,6 +41,10 @@ def write_bad_films(folder: Path) -> Path:
         make_film(folder / name, [Shot("bikes.1", 100), Shot("bunny", 100)], gop=12)
     (folder / "truncated.mp4").write_bytes(_faststart(folder / "long.mp4", folder / "faststart.mp4"))
     (folder / "long.mp4").unlink()
+    with (folder / "joined.ts").open("wb") as file:
+        for piece in ("bikes.3", "bunny"):
+            file.write(make_film(folder / "part.ts", [Shot(piece, 60)], gop=12).path.read_bytes())
+    (folder / "part.ts").unlink()
     (folder / "matroska.mkv").rename(folder / "matroska.mp4")
     _write_audio(folder / "audio-only.mp4")
     make_film(folder / "one-frame.mp4", [Shot("bunny", 1)])

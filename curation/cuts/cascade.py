@@ -271,7 +271,11 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
         if merged:
             earlier, earlier_rate = merged[-1]
             gap_s = run.times_s[boundary.before] - run.times_s[earlier.after]
-            if gap_s <= _TOUCHING_S or (gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()):
+            lasts_s = run.times_s[boundary.after] - run.times_s[earlier.after]
+            is_shot = boundary.kind == earlier.kind == "hard" and lasts_s > run.limits.around_s  # of a single frame
+            if (gap_s <= _TOUCHING_S and not is_shot) or (
+                gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()
+            ):
                 score = max(earlier.score, boundary.score)
                 after = max(earlier.after, boundary.after)
                 merged[-1] = (Boundary(earlier.before, after, "gradual", score), min(rate, earlier_rate))

@@ -166,7 +166,7 @@ class Run:
                 large.append(k)
         runs: list[tuple[int, int]] = []
         for k in large:
-            if runs and k == runs[-1][1] + 1:
+            if runs and k == runs[-1][1] + 1 and self._gaps[k] <= self.limits.around_s:  # else a shot of one frame
                 runs[-1] = (runs[-1][0], k)
             else:
                 runs.append((k, k))

@@ -176,7 +176,8 @@ def plan(info: VideoInfo, numbers: np.ndarray, thumbs: np.ndarray, limits: Limit
             looks[g] = Look(first, stop)
             if g - 1 in certain:  # the cut that begins this GOP may be part of it
                 looks[g - 1] = Look(*gops[g - 1])
-        elif own < steadiness.clear or stop - first >= longest:
+        elif own < steadiness.clear or stop - first >= longest or info.leads[stop]:
+            # the frames that lead into the key frame may already show what it shows
             sharp = own >= steadiness.clear
             follow(g, steadiness.swell, sharp=sharp)
             looks.setdefault(g, Look(first, stop, sharp=sharp))

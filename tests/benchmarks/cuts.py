@@ -1,6 +1,6 @@
 """Cut detection against its peers: F1, precision, recall and cost of four detectors on the same films, in one run.
 
-    python -m tests.benchmarks.cuts                    both halves, edited and graded films, the long-shot film, real films
+    python -m tests.benchmarks.cuts                    both halves, edited, graded and real films, the long-shot film
     python -m tests.benchmarks.cuts --detectors cascade,adaptive --one-core
     python -m tests.benchmarks.cuts --media FOLDER     also films of your own (cost only, unless they are known)
     python -m tests.benchmarks.cuts --floors           also what decoding alone costs

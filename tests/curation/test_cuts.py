@@ -267,6 +267,49 @@ def test_cuts_between_pictures_of_the_same_colours(tmp_path: Path, piece: str, o
     assert spans(found(make_film(tmp_path / "a.mp4", shots, gop=gop, size=(512, 288)).path)) == [("hard", 90, 90)]
 
 
+@pytest.mark.parametrize("first", [73, 74, 75, 76])
+def test_cuts_of_av1_are_exact_wherever_they_fall(tmp_path: Path, first: int) -> None:
+    """Its decoder asks once what to leave out, when it is opened."""
+    path = make_film(tmp_path / "a.mp4", (Shot("bunny", first), Shot("bikes.3", 75)), codec="libsvtav1").path
+    assert spans(found(path)) == [("hard", first, first)]
+    info = probe(path)
+    assert [n for n, _ in FilmFrames(info).exact(np.arange(60, 71))] == list(range(60, 71))
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg4"])
+def test_a_cut_among_the_frames_that_lead_into_a_key_frame(tmp_path: Path, codec: str) -> None:
+    """Frames that are stored after a key frame and shown before it may belong to its shot."""
+    shots = (Shot("bunny", 100), Shot("carphone", 75), Shot("bikes.3", 75))
+    source, path = make_film(tmp_path / "a.mkv", shots, crf=10).path, tmp_path / "b.mp4"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(source), "-c:v", codec, "-g", "250"]
+    if codec == "mpeg4":
+        command += ["-bf", "2", "-q:v", "4"]
+    else:  # a key frame two frames after each cut
+        params = "open-gop=1:scenecut=0:b-adapt=0:bframes=3:log-level=error"
+        command += [f"-{codec[3:]}-params", params, "-force_key_frames", "4.08,7.08"]
+    subprocess.run([*command, str(path)], check=True)
+    assert probe(path).leads.any()
+    assert spans(found(path)) == [("hard", 100, 100), ("hard", 175, 175)]
+
+
+def test_pictures_that_stand_for_seconds_are_shots(tmp_path: Path) -> None:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film("bikes.mp4"))]
+    command += ["-vf", "select='not(mod(n,50))',setpts=N*5/TB", "-fps_mode", "passthrough", str(tmp_path / "a.mp4")]
+    subprocess.run(command, check=True)
+    assert spans(found(tmp_path / "a.mp4")) == [("hard", at, at) for at in range(1, 5)]
+
+
+def test_dark_films_have_all_their_transitions(tmp_path: Path) -> None:
+    shots = [Shot(piece, 100, gain=0.35) for piece in ("bunny", "bikes.3", "carphone", "bikes.0")]
+    joins = (Join("dissolve", 24), Join(), Join("fade_black", 24))
+    labels = make_film(tmp_path / "a.mp4", shots, joins)
+    cuts = found(labels.path)
+    assert [cut.kind for cut in cuts] == ["gradual", "hard", "gradual"]
+    for cut, join in zip(cuts, labels.joins, strict=True):
+        assert abs(cut.start_frame - join.start_frame) <= 4
+        assert abs(cut.end_frame - join.end_frame) <= 4
+
+
 def test_hundreds_of_frames_a_second(tmp_path: Path) -> None:
     labels = make_film(
         tmp_path / "a.mp4", (Shot("bikes.3", 1700), Shot("bunny", 900)), rate=480, gop=None, size=(64, 36)

@@ -4,14 +4,17 @@ import re
 import subprocess
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from curation.decode import decode
 from curation.errors import CannotDecode
-from curation.probe import probe
+from curation.probe import packets_of, probe
 from tests.media import Join, Labels, Shot, film, make_film
 
 SHOTS = (Shot("bikes.1", 30), Shot("carphone", 26, mirror=True))
@@ -149,3 +152,27 @@ def test_a_film_cut_short_is_refused_or_read_as_far_as_it_goes(tmp_path: Path) -
     labels = made(tmp_path, "whole.mkv")
     (tmp_path / "short.mkv").write_bytes(labels.path.read_bytes()[: labels.path.stat().st_size // 2])
     assert 0 < probe(tmp_path / "short.mkv").frames < labels.frames
+
+
+def test_a_film_ends_where_its_timestamps_start_again(tmp_path: Path) -> None:
+    """Recordings that were joined byte by byte: the same times twice, of which no frame may be taken for another."""
+    parts = [
+        make_film(tmp_path / f"{piece}.ts", (Shot(piece, frames),)).path.read_bytes()
+        for piece, frames in (("bunny", 120), ("carphone", 90))
+    ]
+    path = tmp_path / "joined.ts"
+    path.write_bytes(parts[0] + parts[1])
+    info = probe(path)
+    assert info.frames == 120
+    assert "start again after 4.8 s" in info.note
+    assert "ffmpeg" in info.note
+    assert [number for number, _ in decode(info)] == list(range(120))
+    assert probe(tmp_path / "bunny.ts").note == ""
+
+
+def test_one_damaged_timestamp_is_no_restart() -> None:
+    stream = SimpleNamespace(index=0, time_base=Fraction(1, 1000))
+    times = [0, 40, 80, 9_000_000, 120, 160, 200]
+    packets = [SimpleNamespace(dts=at, stream_index=0) for at in times]
+    container: Any = SimpleNamespace(demux=lambda *streams: iter(packets))
+    assert [packet.dts for packet in packets_of(container, stream)] == times  # type: ignore[arg-type]
