@@ -23,6 +23,7 @@ class FilmFrames:
 
     Attributes:
         decoded_frames: frames that came out of the decoder so far.
+        damaged: numbers of those among the wanted ones in which the decoder found errors and made something up.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class FilmFrames:
         self.info = info
         self.threads = threads
         self.decoded_frames = 0
+        self.damaged: set[int] = set()
         self.small_size = _fit(info.display_size, small_short_side_px)
         self._cache: OrderedDict[int, np.ndarray] = OrderedDict()
         self._waiting: dict[tuple[int, int | None], np.ndarray] = {}
@@ -215,7 +217,7 @@ class FilmFrames:
         loop_filter: bool,
         resume_at: Callable[[], int] | None = None,
     ) -> Iterator[tuple[int, VideoFrame]]:
-        for item in decode(
+        for number, frame in decode(
             self.info,
             numbers,
             skip=skip,
@@ -224,7 +226,9 @@ class FilmFrames:
             resume_at=resume_at,
         ):
             self.decoded_frames += 1
-            yield item
+            if frame.is_corrupt and number in numbers:
+                self.damaged.add(number)
+            yield number, frame
 
     def _keep(self, fresh: dict[int, np.ndarray]) -> None:
         self._cache.update(fresh)

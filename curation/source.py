@@ -142,7 +142,11 @@ class SourceStage:
         for batch in _batches(clock, info, planned.spans, chosen.mode, failures):
             with clock("scores_s"):
                 finished = self._score(uri, info, frames, known["source_id"], batch)
-            for clip in finished:
+            for span, clip in zip((each.span for each in batch), finished, strict=True):
+                if at := _damaged(frames, span):
+                    message = f"{info.path}: damaged at {float(info.times_s[at[0]]):.1f} s"
+                    failures.append(ClipFailure(span, "damaged_frames", message))
+                    continue
                 clips_written += 1
                 kept_pts += clip.row["end_pts"] - clip.row["start_pts"]
                 open_segment.append(clip)
@@ -304,6 +308,11 @@ def _check(info: VideoInfo) -> tuple[str | None, str | None]:
     if suffix and names.get(suffix, suffix) not in info.container.split(","):
         return "wrong_extension", f"named .{suffix}, but its container is {info.container}"
     return None, None
+
+
+def _damaged(frames: FilmFrames, span: ClipSpan) -> list[int]:
+    """Numbers of the span's frames that the decoder had to make up in part. Not all were decoded."""
+    return sorted(number for number in frames.damaged if span.start_frame <= number < span.end_frame)
 
 
 def _batches(

@@ -13,6 +13,7 @@ import pytest
 from curation import source as source_module
 from curation.errors import CannotDecode
 from curation.identity import SAMPLE_BYTES, SAMPLES, clip_id, source_id
+from curation.probe import probe
 from curation.rules import parse_rule
 from curation.schema import CLIPS, SOURCES
 from curation.segment import Segment, write_segment
@@ -118,6 +119,23 @@ def test_noise_in_the_middle_costs_only_what_it_hits(films: Path) -> None:
             assert sum(1 for _ in container.decode(video=0)) == clip.row["frames"]
     assert row["status"] in ("ok", "failed")
     assert row["status"] == "ok" or row["reason"]
+
+
+def test_clips_whose_pictures_are_damaged_are_lost_by_name(tmp_path: Path) -> None:
+    """The decoder hides what bit errors do to H.264, and the clip would play all the same."""
+    path = make_film(tmp_path / "a.mp4", (Shot("bikes.1", 60), Shot("bikes.3", 60), Shot("bunny", 60)), crf=16).path
+    assert run(path)[1]["reason"] is None
+    data, info = bytearray(path.read_bytes()), probe(path)
+    middle = int(info.packet_size[info.decode_rank < 90].sum())  # in the second shot; the film's bytes come first
+    random = np.random.default_rng(0)
+    for at in random.integers(middle - 3000, middle + 3000, 100):
+        data[at] = random.integers(256)
+    path.write_bytes(data)
+    _, row = run(path)
+    assert (row["status"], row["reason"], row["clips"]) == ("ok", "damaged_frames", 2)
+    assert "damaged at" in row["message"]
+    assert seconds_close(row)
+    assert row["lost_error_s"] == pytest.approx(60 / 25)
 
 
 def test_clips_carry_their_rows_and_play(films: Path) -> None:
