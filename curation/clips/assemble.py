@@ -8,6 +8,7 @@ their sets in-band too.
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -43,6 +44,7 @@ class Job:
         self.codec = info.codec if layout.copied else output_codec(info.codec)
         self.last_rank = int(info.decode_rank[span.start_frame : span.end_frame].max())
         self._packets: dict[int, av.Packet] = {}  # by frame number, in decoding order
+        self.failure: ClipError | None = None  # why the clip cannot be made, known before its end
         self.odd = False  # the copied packets are not what the film's index says, or are damaged
         self._pieces: dict[int, list[Encoded]] = {start: [] for start, _ in layout.encoded}
         self._encoder: PieceEncoder | None = None
@@ -72,8 +74,18 @@ class Job:
 
     def encode(self, number: int, frame: VideoFrame) -> None:
         """Re-encode a frame, in presentation order. After a gap nothing more is taken: the clip will fail."""
-        if number != self._next or frame.is_corrupt:
+        if number != self._next or frame.is_corrupt or self.failure is not None:
             return
+        try:
+            self._encode(number, frame)
+        except (av.error.FFmpegError, ValueError) as error:  # of the encoder: the film is not to blame
+            self.failure = ClipError(
+                "cannot_write",
+                f"{self.info.path}: frames {self.span.start_frame} to {self.span.end_frame} "
+                f"cannot be encoded ({error})",
+            )
+
+    def _encode(self, number: int, frame: VideoFrame) -> None:
         start, end = next((a, b) for a, b in self.layout.encoded if a <= number < b)
         if self._encoder is None:
             self._encoder = PieceEncoder(self.info, self.codec, splice=self.layout.copied > 0)
@@ -103,6 +115,8 @@ class Job:
                 f"{info.path}: frames {span.start_frame} to {span.end_frame} cannot be copied whole; "
                 'plan the spans with mode="keyframe", or cut them with smart or exact',
             )
+        if self.failure is not None:
+            raise self.failure
         if not self.complete:
             raise ClipError(
                 "missing_frames",
@@ -118,14 +132,15 @@ class Job:
         problem = check_clip(data, info, span)
         if problem is not None:
             raise ClipError("check_failed", f"{info.path}: frames {span.start_frame} to {span.end_frame}: {problem}")
+        width, height = replace(info, width=track.template.width, height=track.template.height).display_size
         seconds = (span.end_pts - span.start_pts) * info.time_base
         copied = _pts_at(info, layout.copy_end) - _pts_at(info, layout.copy_start)
         return Clip(
             span=span,
             data=data,
             frames=span.frames,
-            width=info.display_size[0],
-            height=info.display_size[1],
+            width=width,
+            height=height,
             rate_fps=float(span.frames / seconds),
             codec=self.codec,
             has_audio=sound is not None,

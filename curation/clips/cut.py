@@ -226,7 +226,7 @@ class _Pass:
                     f"{self.info.path}: its packets do not say when their frames are shown (B-frames in AVI); "
                     "re-encode it first: ffmpeg -i FILM FILM.mp4",
                 )
-            if broken is not None and not job.complete:
+            if broken is not None and not job.complete and job.failure is None:
                 raise ClipError("corrupt", broken)
             sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)
             return job.finish(sound, self.mode)
