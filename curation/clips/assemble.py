@@ -7,6 +7,7 @@ their sets in-band too.
 """
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -26,6 +27,8 @@ from curation.clips.layout import Layout
 from curation.clips.mux import Sample, VideoTrack, write_mp4
 from curation.clips.sound import Sound
 from curation.probe import VideoInfo
+
+logger = logging.getLogger(__name__)
 
 
 class ClipError(Exception):
@@ -98,6 +101,11 @@ class Job:
             self._encoder = None
             self._next = next((a for a, _ in self.layout.encoded if a >= end), self.span.end_frame)
 
+    def warn_silent(self, error: Exception) -> None:
+        """Say that the clip's sound cannot be had, which is no reason to lose its picture."""
+        first, end = self.span.start_frame, self.span.end_frame
+        logger.warning("%s: the clip of frames %d to %d has no sound (%s)", self.info.path, first, end, error)
+
     def finish(self, sound: Sound | None, mode: str) -> Clip:
         """The clip, checked.
 
@@ -128,7 +136,14 @@ class Job:
                 "cannot_copy", f"{info.path}: frames share packets with others, or hide behind an edit list"
             )
         track = self._track()
-        data = write_mp4(track, sound)
+        try:
+            data = write_mp4(track, sound)
+        except (av.error.FFmpegError, ValueError) as error:
+            if sound is None:
+                raise
+            self.warn_silent(error)
+            sound = None
+            data = write_mp4(track, None)
         problem = check_clip(data, info, span)
         if problem is not None:
             raise ClipError("check_failed", f"{info.path}: frames {span.start_frame} to {span.end_frame}: {problem}")

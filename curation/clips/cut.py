@@ -19,7 +19,7 @@ from curation.clips.clip import MODES, Clip, ClipFailure, ClipSpan, Mode
 from curation.clips.encode import keeps_pixels, output_codec
 from curation.clips.keys import SPLICED_CODECS, entry_frames, lacks_presentation_times
 from curation.clips.layout import Layout, exact_layout, keyframe_layout, smart_layout
-from curation.clips.sound import SoundReader
+from curation.clips.sound import Sound, SoundReader
 from curation.decode import decode_ranges
 from curation.probe import VideoInfo, open_video, packets_of
 
@@ -228,8 +228,7 @@ class _Pass:
                 )
             if broken is not None and not job.complete and job.failure is None:
                 raise ClipError("corrupt", broken)
-            sound = None if self.sound is None else self.sound.between(job.start_s, job.end_s)
-            return job.finish(sound, self.mode)
+            return job.finish(self._sound_of(job), self.mode)
         except (ClipError, av.error.FFmpegError, ValueError) as error:
             if job.layout.copied and self.mode == "smart" and broken is None and not self._untimed:
                 # This stream's packets do not go together with ours, or not with a decoder that begins at a key frame
@@ -241,6 +240,13 @@ class _Pass:
             if self.sound is not None:
                 upcoming = self.open[0].start_s if self.open else job.end_s
                 self.sound.forget_before(min(upcoming, job.end_s))
+
+    def _sound_of(self, job: Job) -> Sound | None:
+        try:
+            return None if self.sound is None else self.sound.between(job.start_s, job.end_s)
+        except (av.error.FFmpegError, ValueError) as error:
+            job.warn_silent(error)
+            return None
 
 
 def _sound_reader(container: InputContainer) -> SoundReader | None:

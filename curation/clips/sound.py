@@ -2,6 +2,9 @@
 
 Sound never outlasts the picture and never begins before it: only packets that lie wholly inside the span are copied,
 so that nothing of the neighbouring shot is heard; what is missing at either end is less than one audio frame.
+
+Broadcasts change their sound on the way (an advertisement in stereo, the film in mono). One track of mp4 has one
+format, so a clip across the change is not copied: its samples are brought to the format that it begins with.
 """
 
 import math
@@ -41,7 +44,8 @@ class SoundReader:
         assert stream.time_base is not None
         self.stream = stream
         self.base = stream.time_base
-        self.copies = stream.codec_context.codec.canonical_name in COPIED_CODECS
+        self.codec = stream.codec_context.codec.canonical_name
+        self.copies = self.codec in COPIED_CODECS
         self._waiting: deque[av.Packet] = deque()
         self._read_to: int | None = None  # ticks: everything that starts before this has been taken
 
@@ -68,7 +72,10 @@ class SoundReader:
         inside = [each for each in self._waiting if self._start(each) < end and self._end(each) > start]
         if not inside:
             return None
-        return self._copy(inside, start_s, end_s) if self.copies else self._decode(start_s, end_s)
+        whole = self._whole(inside, start, end)
+        if not self.copies or len({self._format(each) for each in whole}) > 1:
+            return self._decode(start_s, end_s)
+        return self._copy(whole, start)
 
     # Packets are compared in ticks of the stream: a film has thousands, and fractions are slow.
     @staticmethod
@@ -84,15 +91,28 @@ class SoundReader:
         length_s = Fraction(context.frame_size or 1024, context.sample_rate or 48000)
         return self._start(packet) + round(length_s / self.base)
 
-    def _copy(self, inside: Sequence[av.Packet], start_s: Fraction, end_s: Fraction) -> Sound | None:
-        start, end = float(start_s / self.base), float(end_s / self.base)
+    def _format(self, packet: av.Packet) -> bytes:
+        """What the packet's own header says of its format, where its codec has one; else nothing."""
+        head = bytes(memoryview(packet)[:7]).ljust(7, b"\0")
+        if self.codec == "aac" and head[:1] == b"\xff" and head[1] & 0xF6 == 0xF0:  # ADTS: profile, rate, channels
+            return bytes([head[2] & 0xFD, head[3] & 0xC0])
+        if self.codec == "ac3":  # rate, version, channels
+            return bytes([head[4] & 0xC0, head[5], head[6] & 0xE0])
+        if self.codec == "eac3":  # rate, channels
+            return bytes([head[4] & 0xCF])
+        return b""
+
+    def _whole(self, packets: Sequence[av.Packet], start: float, end: float) -> list[av.Packet]:
+        """The packets that lie wholly in [start, end)."""
         # A tick of slack: the film's clock may round a packet's end up. Less where a tick is a packet, as in AVI.
-        slack = min(1.0, min(self._end(each) - self._start(each) for each in inside) / 4)
-        whole = [
+        slack = min(1.0, min(self._end(each) - self._start(each) for each in packets) / 4)
+        return [
             each
-            for each in inside
+            for each in packets
             if self._start(each) >= start - slack and self._end(each) <= end + slack and not each.is_discard
         ]
+
+    def _copy(self, whole: Sequence[av.Packet], start: float) -> Sound | None:
         copies: list[tuple[av.Packet, int]] = []
         for each in whole:
             packet = av.Packet(bytes(each))  # a copy: the next clip may begin with the same packet's neighbours
@@ -106,12 +126,8 @@ class SoundReader:
     def _decode(self, start_s: Fraction, end_s: Fraction) -> Sound | None:
         """Samples of exactly [start, end), as frames of 1024."""
         context = self.stream.codec_context
-        rate = context.sample_rate if context.sample_rate in _AAC_RATES else 48000
-        layout = "mono" if context.layout.nb_channels == 1 else "stereo"
-        resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
         context.flush_buffers()
-        pieces: list[np.ndarray] = []
-        first_s: Fraction | None = None
+        heard: list[AudioFrame] = []
         start, end = float((start_s - _PREROLL_S) / self.base), float(end_s / self.base)
         wanted = [each for each in self._waiting if self._end(each) > start and self._start(each) < end]
         for packet in [*wanted, None]:
@@ -119,17 +135,17 @@ class SoundReader:
                 decoded = context.decode(packet)
             except av.error.FFmpegError:
                 continue  # a damaged packet is a gap; the next one says where it belongs
-            for frame in decoded:
-                if first_s is None:
-                    if frame.pts is None:
-                        continue
-                    first_s = frame.pts * (frame.time_base or self.base)
-                frame.pts = None
-                pieces += [each.to_ndarray() for each in resampler.resample(frame)]
-        if first_s is None:
+            heard += [frame for frame in decoded if heard or frame.pts is not None]
+        if not heard:
             return None
-        pieces += [each.to_ndarray() for each in resampler.resample(None)]
-        samples = np.concatenate(pieces, axis=1)
+        times = [None if frame.pts is None else frame.pts * (frame.time_base or self.base) for frame in heard]
+        first_s = times[0]
+        assert first_s is not None
+        inside = (frame for frame, at in zip(heard, times, strict=True) if at is not None and at >= start_s)
+        like = next(inside, heard[-1])
+        rate = like.sample_rate if like.sample_rate in _AAC_RATES else 48000
+        layout = "mono" if like.layout.nb_channels == 1 else "stereo"
+        samples = _resampled(heard, times, rate, layout)
         begin = round((start_s - first_s) * rate)
         if begin < 0:
             samples = np.pad(samples, ((0, 0), (-begin, 0)))
@@ -143,3 +159,29 @@ class SoundReader:
             frame.sample_rate, frame.pts, frame.time_base = rate, at, Fraction(1, rate)
             frames.append(frame)
         return Sound(frames=frames, sample_rate=rate, layout=layout)
+
+
+def _resampled(frames: Sequence[AudioFrame], times: Sequence[Fraction | None], rate: int, layout: str) -> np.ndarray:
+    """The frames' samples, (channels, N), in one format. A frame of another format than the last begins at its time."""
+    channels = 1 if layout == "mono" else 2
+    pieces: list[np.ndarray] = [np.empty((channels, 0), np.float32)]
+    resampler: AudioResampler | None = None
+    form: tuple[str, str, int] | None = None
+    for frame, at in zip(frames, times, strict=True):
+        if form != (frame.format.name, frame.layout.name, frame.sample_rate):
+            form = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if resampler is not None:
+                pieces += [each.to_ndarray() for each in resampler.resample(None)]
+            resampler = AudioResampler(format="fltp", layout=layout, rate=rate)
+            late = 0 if at is None or times[0] is None else round((at - times[0]) * rate) - _length(pieces)
+            pieces.append(np.zeros((channels, max(0, late)), np.float32))
+        frame.pts = None
+        assert resampler is not None
+        pieces += [each.to_ndarray() for each in resampler.resample(frame)]
+    if resampler is not None:
+        pieces += [each.to_ndarray() for each in resampler.resample(None)]
+    return np.concatenate(pieces, axis=1)
+
+
+def _length(pieces: Sequence[np.ndarray]) -> int:
+    return sum(each.shape[1] for each in pieces)
