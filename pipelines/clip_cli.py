@@ -1,8 +1,11 @@
 """`clipmill clip`: cut films into clips, and say where the seconds went."""
 
 import os
+import re
+import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,10 @@ from curation.cuts import DETECTORS, detector
 from curation.errors import CannotDecode
 from curation.probe import probe
 from pipelines.units import seconds
+
+_MARK = struct.pack(">I", 16) + b"free" + b"clipmill"
+"""Ends every file that is written here: an empty box of mp4, which players pass over. It tells our clips from films."""
+_NAME_BYTES = 235  # of a film's name in its clips' names: file systems take 255, number and suffix included
 
 
 class _Seconds(click.ParamType):
@@ -38,16 +45,18 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
     """Cut each FILE into clips of one shot each, as OUTPUT/<name>_<number>.mp4.
 
     Prints the yield: seconds in, kept and lost. The other modes' columns are what they would keep.
+    Running it again replaces the clips that it wrote, and no other file.
     Exit code 1 if any file or clip failed; the others are written all the same.
     """
     if not 0 <= min_s <= max_s or max_s <= 0:
         raise click.UsageError(f"--min {min_s:g} s and --max {max_s:g} s leave no length a clip could have")
     folder = Path(output)
+    names = _names(files)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _refuse_to_replace(folder, files, set(names.values()))
     except OSError as error:
         raise click.UsageError(f"--output {output}: {error.strerror}; choose a folder that can be written to") from None
-    names = _names(files)
     finder = detector(name)
     failed = False
     for file in files:
@@ -61,12 +70,18 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
             continue
         made: list[Clip] = []
         for number, result in enumerate(cut_clips(info, plans[mode].spans, mode=mode)):
-            if isinstance(result, Clip):
-                _write(folder / f"{names[file]}_{number:04d}.mp4", result.data)
-                made.append(result)
-            else:
+            if not isinstance(result, Clip):
                 failed = True
                 click.echo(f"error: {result.message} [{result.reason}]", err=True)
+                continue
+            path = folder / f"{names[file]}_{number:04d}.mp4"
+            try:
+                _write(path, result.data)
+            except OSError as error:  # the film's other clips would meet the same
+                failed = True
+                click.echo(f"error: {file}: cannot write {path}: {error.strerror} [cannot_write]", err=True)
+                break
+            made.append(result)
         made_s = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
         copied = sum(each.copied_s for each in made)
         click.echo(f"{file}: {info.duration_s:.2f} s, {len(cuts)} cuts, {len(made)} clips in {folder}")
@@ -79,18 +94,51 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     """What each file's clips are called: its name without suffix; numbered where several files share it."""
     names: dict[str, str] = {}
     for file in files:
-        name, k = Path(file).stem, 2
+        stem = Path(file).stem
+        if len(os.fsencode(stem)) > _NAME_BYTES:
+            stem = os.fsencode(stem)[:_NAME_BYTES].decode(errors="ignore")
+        name, k = stem, 2
         while name in names.values() and file not in names:
-            name, k = f"{Path(file).stem}-{k}", k + 1
+            name, k = f"{stem}-{k}", k + 1
         names.setdefault(file, name)
     return names
+
+
+def _refuse_to_replace(folder: Path, files: Sequence[str], names: set[str]) -> None:
+    """Refuse a folder where a clip could take the place of one of the films, or of a file that is no clip of ours."""
+    films = {os.path.realpath(file) for file in files}
+    for path in sorted(folder.iterdir()):
+        clip_of = re.fullmatch(r"(.*)_\d{4,}\.mp4", path.name, re.DOTALL)
+        if clip_of is None or clip_of[1] not in names:
+            continue
+        if os.path.realpath(path) in films:
+            raise click.UsageError(f"a clip could replace the film {path}: choose another folder for the clips")
+        if not _is_ours(path):
+            raise click.UsageError(
+                f"a clip could replace {path}, which `clipmill clip` did not write: choose another folder, or move it"
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether `_write` wrote the file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-len(_MARK), os.SEEK_END)
+            return file.read() == _MARK
+    except OSError:
+        return False
 
 
 def _write(path: Path, data: bytes) -> None:
     """Complete under its name, or not there."""
     part = path.with_suffix(".part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data + _MARK)
+        os.replace(part, path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def _yield_table(plans: dict[Mode, Plan], chosen: Mode, lost_error_s: float) -> str:

@@ -1,9 +1,11 @@
 """`clipmill clip`: the clips are there, the yield closes, and what fails says so."""
 
 import re
+import shutil
 from pathlib import Path
 
-from click.testing import CliRunner
+import pytest
+from click.testing import CliRunner, Result
 
 from curation.probe import probe
 from pipelines.cli import main
@@ -61,3 +63,56 @@ def test_a_folder_that_cannot_be_made_is_refused_before_work() -> None:
     run = CliRunner().invoke(main, ["clip", str(film("bikes.mp4")), "-o", "/proc/clips"])
     assert run.exit_code == 2
     assert "--output /proc/clips" in run.output
+
+
+def _clip(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["clip", *(str(each) for each in arguments)])
+
+
+def test_running_it_again_replaces_its_own_clips(tmp_path: Path) -> None:
+    path = tmp_path / "t.mp4"
+    shutil.copy(film("carphone_pristine.mp4"), path)
+    assert _clip(path, "-o", tmp_path).exit_code == 0
+    (clip,) = tmp_path.glob("t_*.mp4")
+    first = clip.read_bytes()
+    clip.write_bytes(b"broken" + first[-16:])
+    run = _clip(path, "-o", tmp_path)
+    assert run.exit_code == 0, run.output
+    assert clip.read_bytes() == first
+    run = _clip(path, clip, "-o", tmp_path)
+    assert run.exit_code == 2, "the clip is one of the films now"
+    assert clip.read_bytes() == first
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_no_film_is_replaced(tmp_path: Path, given: bool) -> None:
+    path, other = tmp_path / "t.mp4", tmp_path / "t_0000.mp4"
+    shutil.copy(film("carphone_pristine.mp4"), path)
+    shutil.copy(film("bikes.mp4"), other)
+    run = _clip(path, *([other] if given else []), "-o", tmp_path)
+    assert run.exit_code == 2
+    assert f"a clip could replace {'the film ' if given else ''}{other}" in run.output
+    assert other.read_bytes() == film("bikes.mp4").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_name_too_long_for_its_clips_is_shortened(tmp_path: Path) -> None:
+    one, other = tmp_path / ("x" * 250 + "a.mp4"), tmp_path / ("x" * 250 + "b.mp4")
+    for path in (one, other):
+        shutil.copy(film("carphone_pristine.mp4"), path)
+    run = _clip(one, other, "-o", tmp_path / "out")
+    assert run.exit_code == 0, run.output
+    written = sorted(each.name for each in (tmp_path / "out").iterdir())
+    assert written == ["x" * 235 + "-2_0000.mp4", "x" * 235 + "_0000.mp4"]
+
+
+def test_a_clip_that_cannot_be_written_is_one_line_and_the_other_films_are_clipped(tmp_path: Path) -> None:
+    path, other, out = film("carphone_pristine.mp4"), tmp_path / "other.mp4", tmp_path / "out"
+    shutil.copy(path, other)
+    (out / "carphone_pristine_0000.part").mkdir(parents=True)  # in the way: nobody may write here
+    run = _clip(path, other, "-o", out)
+    assert run.exit_code == 1
+    assert isinstance(run.exception, SystemExit)
+    (line,) = (each for each in run.output.splitlines() if each.startswith("error: "))
+    assert line.startswith(f"error: {path}: cannot write {out / 'carphone_pristine_0000.mp4'}: ")
+    assert (out / "other_0000.mp4").exists()
