@@ -19,6 +19,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from curation.errors import CannotDecode
+from curation.packed import unpacked
 from curation.references import BFrameReferences
 
 _RESTART_S = 0.5  # timestamps that go back further have started again
@@ -163,7 +164,7 @@ def packets_of(container: av.container.InputContainer, *streams: Stream) -> Iter
     back = round(_RESTART_S / tick)
     latest: list[int] = []  # the last two times: one alone may be damaged
     with suppress(IndexError):
-        for packet in container.demux(*streams):
+        for packet in unpacked(container.demux(*streams), streams):
             if packet.dts is not None and packet.stream_index == film.index:
                 if len(latest) == 2 and packet.dts < min(latest) - back:
                     raise Restarted(errno.EINVAL, "timestamps start again")

@@ -26,6 +26,7 @@ from curation.clips.keys import COPIED_CODECS
 from curation.clips.layout import Layout
 from curation.clips.mux import Sample, VideoTrack, write_mp4
 from curation.clips.sound import Sound
+from curation.packed import relabelled
 from curation.probe import VideoInfo
 
 logger = logging.getLogger(__name__)
@@ -172,7 +173,9 @@ class Job:
         pieces = [self._pieces.get(self.layout.start, []) if self.layout.copy_start > self.layout.start else []]
         pieces.append(self._pieces.get(self.layout.copy_end, []) if self.layout.end > self.layout.copy_end else [])
         samples = [self._sample(packet, int(self.info.pts[number])) for number, packet in self._packets.items()]
-        extradata, tag = None, None
+        extradata, tag = self.stream.codec_context.extradata, None
+        if self.codec == "mpeg4" and extradata is not None:
+            extradata = relabelled(extradata)
         if self.codec in bitstream.PARAMETER_SETS:
             extradata, tag = self._spliced(pieces, samples)
         made = [[self._sample(_packet(each.data), each.pts, each.key) for each in piece] for piece in pieces]
