@@ -62,6 +62,8 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
     for file in files:
         try:
             info = probe(file)
+            if info.note:
+                click.echo(f"warning: {file}: {info.note}", err=True)
             cuts = finder.detect(info)
             plans: dict[Mode, Plan] = {each: plan(info, cuts, mode=each, min_s=min_s, max_s=max_s) for each in MODES}
         except CannotDecode as error:
