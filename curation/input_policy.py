@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from curation.location import local_path
+
 VARIABLE = "CLIPMILL_INPUTS"
 _WEB = ("http", "https")
 
@@ -43,12 +45,13 @@ class InputPolicy:
 
     def check(self, uri: str) -> None:
         """Raise Forbidden, with the reason, for what may not be read. Names of http servers are looked up."""
-        if "::" in uri or any(ord(character) < 32 for character in uri):
+        path = local_path(uri)
+        if (path is None and "::" in uri) or any(ord(character) < 32 for character in path or uri):
             raise Forbidden(f"{uri!r}: chained URLs and control characters are not accepted")
-        scheme, separator, _ = uri.partition("://")
-        if not separator or scheme == "file":
-            self._check_path(uri.removeprefix("file://"), uri)
+        if path is not None:
+            self._check_path(path, uri)
             return
+        scheme = uri.partition("://")[0]
         parts = urlsplit(uri)
         if parts.username or parts.password:
             raise Forbidden(

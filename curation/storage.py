@@ -13,6 +13,8 @@ from pathlib import Path
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from curation.location import file_system
+
 TEMPORARY_PREFIX = ".tmp-"
 """Names that a killed writer may leave behind; no reader looks at them and `remove_leftovers` deletes them."""
 
@@ -24,8 +26,8 @@ class Storage:
         """Open the tree at `root` (a local path or a URL that fsspec knows). Creates nothing."""
         self.root = str(root)
         self.fs: fsspec.AbstractFileSystem
-        self.fs, path = fsspec.core.url_to_fs(self.root)
-        self.base = str(path).rstrip("/") or "/"
+        self.fs, path = file_system(self.root)
+        self.base = path.rstrip("/") or "/"
 
     @property
     def is_local(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from curation.location import local_uri
 from curation.schema import SCORES
 from curation.structured_log import log_if_asked
 from pipelines.live import KEPT
@@ -49,7 +50,7 @@ def resolve(what: str, output: str | None, changes: tuple[str, ...] = ()) -> Spe
     elif what.endswith((".yaml", ".yml")):
         data, where = read_yaml(what), what
     else:
-        data, where = {"input": {"uris": [what]}}, "defaults"
+        data, where = {"input": {"uris": [local_uri(what)]}}, "defaults"
     if isinstance(data, dict):
         if output is not None:
             data["output"] = output

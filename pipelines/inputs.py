@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from curation.identity import source_id
 from curation.input_policy import Forbidden, enforce, from_environment
+from curation.location import file_system, local_path, local_uri
 
 _SUFFIXES = "3g2 3gp asf avi divx flv m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf ogm ogv qt ts vob webm wmv"
 VIDEO_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -44,7 +45,7 @@ class SourceFile(NamedTuple):
 
 
 FOUND = pa.schema([("uri", pa.binary()), ("size", pa.int64())])
-"""Sources as tables. Uris are bytes (UTF-8), since names of files need not be Unicode."""
+"""Sources as tables. Uris are UTF-8."""
 
 
 def find_sources(uris: Iterable[str], *, column: str = "uri", exclude: str | None = None) -> Iterator[pa.Table]:
@@ -98,24 +99,26 @@ def find_duplicates(sources: Iterable[SourceFile], curated: Collection[str] = ()
 def _read_id(source: SourceFile) -> str | None:
     """None when the file cannot be read; the job finds out why."""
     try:
-        with fsspec.open(source.uri, "rb") as file:
+        fs, path = file_system(source.uri)
+        with fs.open(path, "rb") as file:
             return source_id(file, source.size or 0)
     except OSError:
         return None
 
 
 def absolute(uri: str) -> str:
-    """Local paths absolute and without `~`; URLs as they are."""
-    if "://" in uri and not uri.startswith("file://"):
+    """Local paths absolute and without `~`, as `curation.location` writes them; URLs as they are."""
+    path = local_path(uri)
+    if path is None:
         return uri
-    if uri.startswith("/") and "//" not in uri and "/." not in uri and not uri.endswith("/"):
-        return uri  # what the next line would say too, ten times faster: lists are long
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    if not path.startswith("/") or "//" in path or "/." in path or path.endswith("/"):
+        path = os.path.abspath(os.path.expanduser(path))  # slow, and lists are long
+    return local_uri(path)
 
 
 def _expand(uri: str, column: str) -> Iterator[pa.Table]:
     try:
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = file_system(uri)
     except (ImportError, ValueError) as error:
         raise InputError(f"input: {uri}: {error}") from None
     suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
@@ -142,20 +145,20 @@ def _expand(uri: str, column: str) -> Iterator[pa.Table]:
 
 def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
     name = str(entry["name"])
-    uri = name if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name)
+    uri = local_uri(name) if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(name)
     return SourceFile(uri, entry.get("size"))
 
 
 def _tables(sources: Iterable[SourceFile]) -> Iterator[pa.Table]:
     left = iter(sources)
     while some := list(islice(left, _AT_ONCE)):
-        uris, sizes = [source.uri.encode("utf-8", "surrogateescape") for source in some], [each.size for each in some]
+        uris, sizes = [source.uri.encode() for source in some], [each.size for each in some]
         yield pa.table([pa.array(uris, pa.binary()), pa.array(sizes, pa.int64())], FOUND)
 
 
 def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, column: str) -> Iterator[pa.Table]:
     """The sources that a CSV or Parquet file names."""
-    folder = uri.rpartition("/")[0]
+    folder = (local_path(uri) or uri).rpartition("/")[0]
     read = _column_of_parquet if suffix == "parquet" else _column_of_csv
 
     def uris() -> Iterator[pa.Array]:
@@ -218,7 +221,7 @@ def _stat(uri: str) -> SourceFile:
     try:
         if (policy := from_environment()) is not None:
             policy.check(uri)
-        fs, path = fsspec.core.url_to_fs(uri)
+        fs, path = file_system(uri)
         return SourceFile(uri, fs.info(path).get("size"))
     except (OSError, ImportError, ValueError, Forbidden):
         return SourceFile(uri, None)

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import cv2
-import fsspec
 import pyarrow as pa
 import ray
 from fsspec.implementations.local import LocalFileSystem
 
 from curation.errors import CannotDecode
 from curation.input_policy import Forbidden, enforce
+from curation.location import file_system, is_unicode
 from curation.segment import Segment
 from curation.source import SourceSettings, SourceStage, failed_row
 from curation.tracing import span
@@ -105,15 +105,22 @@ class SourceActor:
 def local_copy(uri: str) -> Iterator[str]:
     """A local path that holds the source: itself, or a copy on this node's disk while the block runs.
 
+    The path is Unicode, as what is said about it must be; one that is not has a link to it.
+
     Raises:
         CannotDecode: `missing`, `unreadable` or `fetch_failed`.
     """
-    fs, path = fsspec.core.url_to_fs(uri)
-    if isinstance(fs, LocalFileSystem):
-        yield str(path)
+    fs, path = file_system(uri)
+    is_local = isinstance(fs, LocalFileSystem)
+    if is_local and is_unicode(path):
+        yield path
         return
     with tempfile.TemporaryDirectory(prefix="clipmill-") as folder:
-        copy = os.path.join(folder, os.path.basename(str(path)) or "source")
+        copy = os.path.join(folder, os.path.basename(uri if is_local else path) or "source")
+        if is_local:
+            os.symlink(path, copy)
+            yield copy
+            return
         try:
             fs.get_file(path, copy)
         except FileNotFoundError as error:

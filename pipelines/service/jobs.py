@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curation.input_policy import VARIABLE, Forbidden, InputPolicy
+from curation.location import local_path
 from curation.storage import Storage
 from pipelines.dataset import Dataset
 from pipelines.inputs import absolute
@@ -374,8 +375,8 @@ class Jobs:
                 self.policy.check(uri)
             except Forbidden as error:
                 raise JobError(403, f"spec: input.uris: {error}") from None
-            path = uri.removeprefix("file://")
-            if path.startswith("/") and not set(path) & set("*?[") and not os.path.exists(path):
+            path = local_path(uri)
+            if path is not None and path.startswith("/") and not set(path) & set("*?[") and not os.path.exists(path):
                 raise JobError(422, f"spec: input.uris: {uri}: no such file or folder")
 
     def _with_share(self, spec: Spec) -> Spec:

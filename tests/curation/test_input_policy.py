@@ -27,6 +27,7 @@ def films(tmp_path: Path) -> Path:
 def test_what_is_below_a_root_may_be_read(films: Path) -> None:
     policy = InputPolicy.of([str(films), "s3://bucket/films/", "https://films.example/public"])
     for uri in (f"{films}", f"{films}/a.mp4", f"file://{films}/a.mp4", f"{films}/*.mp4", f"{films}/more/../a.mp4",
+                f"{films}/a::b.mp4", f"file://{films}/%ff.mp4",
                 "s3://bucket/films", "s3://bucket/films/x.mp4", "https://films.example/public/x.mp4"):  # fmt: skip
         policy.check(uri)
 
@@ -35,6 +36,7 @@ def test_what_is_below_a_root_may_be_read(films: Path) -> None:
     "uri",
     [
         "/etc/passwd", "file:///etc/passwd", "FILMS/../secret.mp4", "FILMS/way-out.mp4", "FILMS2/x.mp4", "FILMS/../*",
+        "file://FILMS/%2e%2e/secret.mp4", "file://FILMS/a.mp4%0a",
         "FILMS/*/../../../etc/*", "films/a.mp4", "s3://bucket/other.mp4", "s3://bucket/films2/x.mp4",
         "s3://bucket/films/../x.mp4", "s3://bucket/films/%2e%2e/x.mp4", "s3://bucket2/films/x.mp4",
         "https://films.example/private", "https://films.example.evil/public/x", "https://u:p@films.example/public/x",

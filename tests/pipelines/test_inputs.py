@@ -1,5 +1,6 @@
 """Every way of naming sources gives the same sorted list, and what cannot be a source is refused or becomes a row."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 import pipelines.inputs
 from curation.identity import SAMPLE_BYTES, SAMPLES
+from curation.location import local_uri
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
 
 
@@ -129,3 +131,14 @@ def test_a_long_list_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "list.csv").write_text("n,uri\n" + "".join(f"{k},s3://films/{k}.mp4\n" for k in range(5)) + "short\n")
     listed = found(str(tmp_path / "list.csv"))
     assert [(each.uri, each.size) for each in listed] == [(f"s3://films/{k}.mp4", None) for k in range(5)]
+
+
+def test_names_that_are_not_unicode_are_named_by_any_input(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xfflms")
+    folder.mkdir()
+    (folder / "a 100%.mp4").write_bytes(b"a")
+    (folder / "list.csv").write_text("uri\na 100%.mp4\n")
+    expected = [SourceFile(f"file://{tmp_path}/f%FFlms/a 100%25.mp4", 1)]
+    for uri in (folder, folder / "*.mp4", folder / "list.csv", expected[0].uri, tmp_path):
+        assert found(local_uri(str(uri))) == expected
+    assert found(str(folder), exclude=str(folder)) == []
