@@ -5,6 +5,7 @@ in presentation order, counted from 0. `probe` demuxes the whole file once (abou
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +24,15 @@ from curation.packed import unpacked
 from curation.references import BFrameReferences
 
 _RESTART_S = 0.5  # timestamps that go back further have started again
+_FORMATS = (
+    "mov mp4 matroska webm avi flv live_flv asf mpeg mpegts mpegvideo ogg mxf gxf nut dv wtv rm swf nsv nuv pva lxf "
+    "mtv dhav ty r3d cine vivo kux moflex bink smk flic roq gif apng yuv4mpegpipe ivf obu av1 h261 h263 h264 hevc vvc "
+    "evc m4v vc1 vc1test dirac dnxhd cavsvideo avs2 avs3 mjpeg mpjpeg apv "
+    "mp3 wav w64 flac aac ac3 eac3 dts truehd aiff au amr caf ape"
+).replace(" ", ",")
+"""Kinds of files that are opened, by libav's names: those that hold all that they show. A playlist (hls, concat, dash)
+names other files, which no input policy has seen."""
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"<MPD", b"<CompositionPlaylist")  # near a playlist's beginning
 _ENTRIES = 3  # key frames tried for the film's rotation: the first may be damaged
 
 
@@ -122,15 +132,19 @@ def open_video(path: str | Path) -> tuple[av.container.InputContainer, VideoStre
     """Open a local film and its first video stream that is not a cover picture.
 
     Raises:
-        CannotDecode: missing, unreadable, empty, not a film, or without a video stream.
+        CannotDecode: missing, unreadable, empty, a playlist, not a film, or without a video stream.
     """
     file = Path(path)
     try:
         if file.stat().st_size == 0:
             raise CannotDecode("zero_bytes", f"{path}: the file is empty")
-        with file.open("rb"):
-            pass
-        container = av.open(str(path), metadata_errors="ignore")
+        with file.open("rb") as opened:
+            head = opened.read(1024)
+        container = av.open(
+            os.path.abspath(path),  # else libav takes what is before a colon for a protocol
+            options={"format_whitelist": _FORMATS},
+            metadata_errors="ignore",
+        )
     except FileNotFoundError as error:
         raise CannotDecode("missing", f"{path}: no such file") from error
     except PermissionError as error:
@@ -138,6 +152,8 @@ def open_video(path: str | Path) -> tuple[av.container.InputContainer, VideoStre
     except IsADirectoryError as error:
         raise CannotDecode("not_a_file", f"{path}: is a folder") from error
     except (av.error.FFmpegError, OSError) as error:
+        if any(mark in head for mark in _PLAYLISTS):
+            raise CannotDecode("playlist", f"{path}: a list of other files; name these instead") from error
         raise CannotDecode("not_a_video", f"{path}: not readable as a film ({error})") from error
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:

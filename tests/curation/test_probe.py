@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import av
+import cv2
 import imageio_ffmpeg
 import numpy as np
 import pytest
@@ -176,3 +178,47 @@ def test_one_damaged_timestamp_is_no_restart() -> None:
     packets = [SimpleNamespace(dts=at, stream_index=0) for at in times]
     container: Any = SimpleNamespace(demux=lambda *streams: iter(packets))
     assert [packet.dts for packet in packets_of(container, stream)] == times  # type: ignore[arg-type]
+
+
+def playlists(film: Path) -> dict[str, str]:
+    """Files that name this film."""
+    name = film.name
+    return {
+        "hls.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{name}\n#EXT-X-ENDLIST\n",
+        "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{name}\n#EXT-X-ENDLIST\n",
+        "concat.mp4": f"ffconcat version 1.0\nfile {name}\n",
+        "dash.mpd": (
+            '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+            'mediaPresentationDuration="PT2S" profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period>'
+            '<AdaptationSet mimeType="video/mp4"><Representation id="0" bandwidth="1000" codecs="avc1">'
+            f"<BaseURL>{name}</BaseURL></Representation></AdaptationSet></Period></MPD>"
+        ),
+    }
+
+
+def test_a_file_that_names_other_files_is_not_followed(tmp_path: Path) -> None:
+    film = made(tmp_path, "film.ts").path
+    followed = 0
+    for name, text in playlists(film).items():
+        path = tmp_path / name
+        path.write_text(text)
+        with suppress(av.error.FFmpegError), av.open(str(path)) as container:
+            followed += len(container.streams.video)  # libav does follow it
+        with pytest.raises(CannotDecode, match="name these instead") as failure:
+            probe(path)
+        assert failure.value.reason == "playlist"
+    assert followed >= 2
+
+
+def test_a_pattern_of_names_is_not_followed(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png", "%d.png"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", np.zeros((16, 16), np.uint8))[1].tobytes())
+    with pytest.raises(CannotDecode) as failure:
+        probe(tmp_path / "%d.png")
+    assert failure.value.reason == "not_a_video"
+
+
+def test_a_name_with_a_colon_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(tmp_path, "a:b.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert probe("a:b.mp4").frames == 56
