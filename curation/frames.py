@@ -248,7 +248,7 @@ class FilmFrames:
         if self.info.rotation in (90, 270):
             width, height = height, width
         rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-        return _rotated(rgb, self.info.rotation)
+        return _turned(rgb, self.info)
 
     def _shrink(self, frame: VideoFrame, size: tuple[int, int] | None = None) -> np.ndarray:
         """Upright RGB at `size` (the small size). Planes are shrunk before they become RGB: faster than swscale."""
@@ -260,7 +260,7 @@ class FilmFrames:
             rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
         else:
             rgb = cv2.transform(cv2.merge(planes), _rgb_matrix(frame))
-        return _rotated(rgb, self.info.rotation)
+        return _turned(rgb, self.info)
 
 
 def least(info: VideoInfo) -> np.ndarray:
@@ -339,8 +339,10 @@ def _plane(plane: object, wide: bool) -> np.ndarray:
     return array
 
 
-def _rotated(image: np.ndarray, clockwise: int) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(image, -clockwise // 90)) if clockwise else image
+def _turned(image: np.ndarray, info: VideoInfo) -> np.ndarray:
+    """A stored picture as it is shown."""
+    image = image[::-1] if info.flipped else image
+    return np.ascontiguousarray(np.rot90(image, -info.rotation // 90))
 
 
 def _fit(size: tuple[int, int], short_side_px: int | None) -> tuple[int, int]:

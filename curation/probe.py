@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from av.stream import Stream
 from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from curation.errors import CannotDecode
@@ -59,7 +61,7 @@ class VideoInfo:
     bit_depth: int
     width: int  # stored pixels, before rotation and aspect correction
     height: int
-    rotation: int  # degrees clockwise that show the film upright: 0, 90, 180 or 270
+    rotation: int  # degrees clockwise that show the film upright, after `flipped`: 0, 90, 180 or 270
     sample_aspect_ratio: Fraction
     color_range: str  # "tv", "pc" or "unspecified"
     color_space: str
@@ -71,6 +73,7 @@ class VideoInfo:
     decode_rank: np.ndarray  # int64: position of the frame's packet in decoding (file) order, from 0
     end_pts: int  # pts at which the last frame's display ends
     audio: AudioInfo | None
+    flipped: bool = False  # shown as in a mirror: its rows change places, top for bottom, before the rotation
     b_frames_optional: bool = False  # surely no other frame refers to B-frames (references.py)
     references_kept: int = 16  # reference frames that the decoder keeps, at most; known where b_frames_optional
     restarts: bool = False  # its timestamps start again, as in joined recordings; what follows is not read
@@ -216,6 +219,7 @@ def probe(path: str | Path) -> VideoInfo:
             int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / nominal / stream.time_base)
         )
         pixel_format = context.format
+        rotation, flipped = _orientation(context, entries)
         info = VideoInfo(
             path=str(path),
             container=container.format.name,
@@ -225,7 +229,8 @@ def probe(path: str | Path) -> VideoInfo:
             bit_depth=pixel_format.components[0].bits if pixel_format else 8,
             width=context.width,
             height=context.height,
-            rotation=_rotation(context, entries),
+            rotation=rotation,
+            flipped=flipped,
             sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1),
             color_range={1: "tv", 2: "pc"}.get(int(context.color_range or 0), "unspecified"),
             color_space=str(int(context.colorspace or 2)),
@@ -293,11 +298,19 @@ def _audio(container: av.container.InputContainer) -> AudioInfo | None:
     return None
 
 
-def _rotation(context: VideoCodecContext, entries: list[av.Packet]) -> int:
-    """Display rotation from the first key frame's display matrix (PyAV exposes it on frames only)."""
+def _orientation(context: VideoCodecContext, entries: list[av.Packet]) -> tuple[int, bool]:
+    """(rotation, flipped) from the first key frame's display matrix (PyAV exposes it on frames only)."""
     for packet in entries:
         with suppress(av.error.FFmpegError, ValueError):
             for frame in [*context.decode(packet), *context.decode(None)]:
-                return round(-frame.rotation / 90) * 90 % 360
+                return round(-frame.rotation / 90) * 90 % 360, _is_mirrored(frame)
         context.flush_buffers()
-    return 0
+    return 0, False
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d = (float(each) for each in np.frombuffer(bytes(matrix), dtype=np.int32)[:5])
+    return a * d < b * c

@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from model.data.decode import turned
+
 FORMATS = ("mp4", "gif", "png")
 GIF_FPS = 50
 """Players show gif frames of less than 20 ms at a tenth of the speed."""
@@ -111,8 +113,7 @@ def film_frames(
             image = frame.to_image()
             if aspect != 1:
                 image = image.resize((round(image.width * aspect), image.height), Image.Resampling.LANCZOS)
-            if frame.rotation:
-                image = image.rotate(frame.rotation, expand=True)
+            image = Image.fromarray(turned(np.array(image), frame))
             if size is not None:
                 image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
             yield from_bytes(np.array(image)[None])[0]

@@ -262,6 +262,7 @@ def make_film(
     vfr: bool = False,
     audio_s: float | None = None,
     rotation: int = 0,
+    flipped: bool = False,
     sar: Fraction | None = None,
     open_gop: bool = False,
     bframes: int | None = None,
@@ -278,6 +279,7 @@ def make_film(
         vfr: frames of uneven length (each lasts 1 to 3 ticks of `rate`).
         audio_s: seconds of a tone as AAC (Opus in webm); None for no sound.
         rotation: degrees clockwise that a player must turn the stored picture by.
+        flipped: whether it must put the stored picture's rows in reverse order first.
         start_s: time of the first frame in the container.
     """
     frames, labels, count = joined(shots, joins if joins is not None else [Join()] * (len(shots) - 1), size)
@@ -302,8 +304,8 @@ def make_film(
             context.max_b_frames = bframes or 0
         if sar is not None:
             context.sample_aspect_ratio = sar
-        if rotation:
-            stream.set_display_rotation(-rotation)  # PyAV counts counter-clockwise
+        if rotation or flipped:
+            stream.set_display_matrix(_display_matrix(rotation, flipped))
         sound = _tone_stream(out, path) if audio_s is not None else None
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -315,6 +317,15 @@ def make_film(
         if sound is not None and audio_s is not None:
             _write_tone(out, sound, audio_s, start_s)
     return Labels(path, count, labels, tuple(float(t * time_base) for t in ticks))
+
+
+def _display_matrix(rotation: int, flipped: bool) -> list[int]:
+    """What takes a stored place (x, y) to where it is shown, in libav's layout and fixed-point numbers."""
+    turn, rows = np.deg2rad(rotation), -1 if flipped else 1
+    a, b, c, d = (
+        round(each * 65536) for each in (np.cos(turn), np.sin(turn), -np.sin(turn) * rows, np.cos(turn) * rows)
+    )
+    return [a, b, 0, c, d, 0, 0, 0, 1 << 30]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -144,12 +145,25 @@ def fit(
         place: 0..1 down and right, in the stored picture.
         pixel_aspect: width of its pixels over their height.
     """
-    quarters = round(frame.rotation / 90) % 4  # counter-clockwise
-    height, width = reversed(size) if quarters % 2 else size
+    height, width = reversed(size) if _quarters(frame) % 2 else size
     shown = frame.width * pixel_aspect
     scale = max(height / frame.height, width / shown)
     h, w = max(height, round(frame.height * scale)), max(width, round(shown * scale))
     # One thread: by default the scaler starts one per core for every frame, and loader workers are the parallelism.
     picture = frame.reformat(width=w, height=h, format="rgb24", interpolation="BICUBIC", threads=1).to_ndarray()
     top, left = int(place[0] * (h - height + 1)), int(place[1] * (w - width + 1))
-    return np.rot90(picture[min(top, h - height) :, min(left, w - width) :][:height, :width], quarters)
+    return turned(picture[min(top, h - height) :, min(left, w - width) :][:height, :width], frame)
+
+
+def turned(picture: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """A stored picture (H, W, 3) turned, and mirrored, as the display matrix of its frame says."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        a, b, _, c, d = (float(each) for each in np.frombuffer(bytes(matrix), dtype=np.int32)[:5])
+        picture = picture[::-1] if a * d < b * c else picture
+    return np.rot90(picture, _quarters(frame))
+
+
+def _quarters(frame: av.VideoFrame) -> int:
+    """Quarter turns, counter-clockwise."""
+    return round(frame.rotation / 90) % 4

@@ -341,17 +341,20 @@ def test_the_index_that_export_writes_is_enough(one: Path) -> None:
             assert table[name].to_pylist() == full[name].to_pylist(), name
 
 
+@pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize(("rotation", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
-def test_clips_are_read_as_they_are_shown(tmp_path: Path, rotation: int, quarters: int) -> None:
-    """Turned by the display matrix, with square pixels: the size that the clip's row and its bucket speak of."""
+def test_clips_are_read_as_they_are_shown(tmp_path: Path, rotation: int, quarters: int, flipped: bool) -> None:
+    """Mirrored and turned by the display matrix, square pixels: the size that the clip's row and its bucket speak of."""
     path = tmp_path / "phone.mp4"
-    make_film(path, [Shot("bikes.1", 12)], size=(96, 64), sar=Fraction(4, 3), rotation=rotation, crf=10)
+    make_film(
+        path, [Shot("bikes.1", 12)], size=(96, 64), sar=Fraction(4, 3), rotation=rotation, flipped=flipped, crf=10
+    )
     size = (64, 128) if rotation in (0, 180) else (128, 64)
     draws = np.random.default_rng(0)
     found = read_clip(path.read_bytes(), 1, size, rates_fps=(1, 30), choose=draws, crop=None)
     with av.open(str(path)) as container:
         stored = [cv2.resize(f.to_ndarray(format="rgb24"), (128, 64)) for f in container.decode(video=0)]
-    shown = np.stack([np.rot90(picture, quarters) for picture in stored]).astype(int)
+    shown = np.stack([np.rot90(each[::-1] if flipped else each, quarters) for each in stored]).astype(int)
     assert found.pixels.shape == (1, *size, 3)
     assert np.abs(shown - found.pixels).mean((1, 2, 3)).min() < 5
     assert np.abs(np.rot90(shown, 2, (1, 2)) - found.pixels).mean((1, 2, 3)).min() > 20, (

@@ -89,6 +89,16 @@ def test_films_are_turned_as_players_turn_them(tmp_path, rotation, corner):
     assert bright == [corner]
 
 
+@pytest.mark.parametrize("rotation", [0, 90, 180, 270])
+def test_mirrored_films_are_shown_as_players_show_them(tmp_path, rotation):
+    make_film(tmp_path / "a.mp4", [Shot("bikes.1", 2)], size=(96, 64), rotation=rotation, flipped=True)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stored = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    expected = np.rot90(stored[::-1], -rotation // 90).astype(int)
+    shown = (next(film_frames(tmp_path / "a.mp4")) + 1) * 127.5
+    assert np.abs(shown.permute(1, 2, 0).numpy() - expected).mean() < 2
+
+
 def test_pixels_that_are_not_square_are_made_square(tmp_path):
     make_film(tmp_path / "a.mp4", [Shot("bikes.1", 2)], size=(96, 64), sar=Fraction(4, 3))
     assert tuple(next(film_frames(tmp_path / "a.mp4")).shape) == (3, 64, 128)
