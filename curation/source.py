@@ -37,6 +37,22 @@ _CLIPS_AT_ONCE, _BYTES_AT_ONCE = 8, 64 << 20
 """Clips whose frames are asked for in one pass: up to 24 frames of 854x480 are 30 MB."""
 
 
+_SUFFIXES = {
+    "mp4": "f4v ismv m4v qt",
+    "flv": "f4v",
+    "avi": "divx xvid",
+    "asf": "wmv",
+    "matroska": "mk3d mkv",
+    "mpeg": "m2p mod mpg ps vob",
+    "mpegts": "m2t m2ts mod mpeg mpg mts tod tp trp ts",
+    "mpegvideo": "m1v m2v mpeg mpg mpv",
+    "ogg": "ogm ogv ogx",
+    "rm": "rmvb",
+    "yuv4mpegpipe": "y4m",
+}
+"""Further suffixes of the kinds of files that libav knows, by its names for these, which are suffixes too."""
+
+
 @dataclass(frozen=True)
 class SourceSettings:
     """What is done with a source. Everything in here decides the content of the dataset.
@@ -304,8 +320,8 @@ def _check(info: VideoInfo) -> tuple[str | None, str | None]:
     if stated_s - info.duration_s > max(1.0, 0.02 * stated_s):
         return "truncated", f"the header states {stated_s:.1f} s, the file ends after {info.duration_s:.1f} s"
     suffix = Path(info.path).suffix.lower().lstrip(".")
-    names = {"mkv": "matroska", "m4v": "mp4", "mpg": "mpeg", "wmv": "asf", "ts": "mpegts", "m2ts": "mpegts"}
-    if suffix and names.get(suffix, suffix) not in info.container.split(","):
+    kinds = info.container.split(",")
+    if suffix and not any(suffix == kind or suffix in _SUFFIXES.get(kind, "").split() for kind in kinds):
         return "wrong_extension", f"named .{suffix}, but its container is {info.container}"
     return None, None
 

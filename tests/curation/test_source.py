@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,29 @@ def test_a_transport_stream_that_gains_streams_halfway(tmp_path: Path) -> None:
     assert (row["status"], row["duration_s"]) == ("ok", pytest.approx(325 / 25, abs=0.2)), row["message"]
     assert sum(len(segment.clips) for segment in segments) == row["clips"] > 0
     assert seconds_close(row)
+
+
+NAMES = {
+    "matroska": "mkv mk3d",
+    "mpegts": "ts mts m2ts m2t mpg mpeg",
+    "mpeg": "mpg mpeg vob",
+    "ogg": "ogg ogv ogm",
+    "mpegvideo": "m2v mpg mpeg",
+    "avi": "avi divx",
+    "mov,mp4,m4a,3gp,3g2,mj2": "mp4 mov qt f4v m4v 3gp",
+    "asf": "asf wmv",
+    "flv": "flv f4v",
+}
+
+
+def test_a_name_that_fits_its_content_is_not_remarked_on(tmp_path: Path) -> None:
+    info = probe(make_film(tmp_path / "film.mp4", [Shot("bikes.1", 30)]).path)
+    for suffix in {suffix for names in NAMES.values() for suffix in names.split()}:
+        name = tmp_path / f"name.{suffix.upper()}"
+        name.symlink_to(info.path)
+        for container, fitting in NAMES.items():
+            reason, _ = source_module._check(replace(info, path=str(name), container=container))
+            assert (reason is None) == (suffix in fitting.split()), (suffix, container)
 
 
 def test_a_missing_file_and_a_folder_are_rows(tmp_path: Path) -> None:

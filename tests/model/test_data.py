@@ -344,7 +344,7 @@ def test_the_index_that_export_writes_is_enough(one: Path) -> None:
 @pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize(("rotation", "quarters"), [(0, 0), (90, -1), (180, 2), (270, 1)])
 def test_clips_are_read_as_they_are_shown(tmp_path: Path, rotation: int, quarters: int, flipped: bool) -> None:
-    """Mirrored and turned by the display matrix, square pixels: the size that the clip's row and its bucket speak of."""
+    """Mirrored and turned by the display matrix, square pixels: the size that the row and the bucket speak of."""
     path = tmp_path / "phone.mp4"
     make_film(
         path, [Shot("bikes.1", 12)], size=(96, 64), sar=Fraction(4, 3), rotation=rotation, flipped=flipped, crf=10
