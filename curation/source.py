@@ -8,6 +8,7 @@ bytes and in number, and frames are asked for a few clips at a time. Whatever is
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import av
 import cv2
 import numpy as np
+from av.video.stream import VideoStream
 
 from curation.clips import Clip, ClipFailure, ClipSpan, Mode, cut_clips, plan
 from curation.cuts import Cut, CutDetector, detector
@@ -23,7 +25,7 @@ from curation.flaws import flaw_columns, no_flaws
 from curation.frames import FilmFrames, jpeg
 from curation.identity import clip_id, source_id
 from curation.motion import CoarseMotion
-from curation.probe import VideoInfo, open_video, probe
+from curation.probe import VideoInfo, open_video, packets_of, probe
 from curation.rules import Rule
 from curation.schema import score
 from curation.segment import FinishedClip, Segment
@@ -312,12 +314,14 @@ def _check(info: VideoInfo) -> tuple[str | None, str | None]:
         return "timestamps_restart", info.note
     container, stream = open_video(info.path)
     with container:
-        stated_s = 0.0
+        stated_s, end_s = 0.0, info.duration_s
         if stream.duration and stream.time_base:
             stated_s = float(stream.duration * stream.time_base)
-        elif container.duration and info.audio is None:
+        elif container.duration:  # of all streams together
             stated_s = container.duration / av.time_base
-    if stated_s - info.duration_s > max(1.0, 0.02 * stated_s):
+            if _falls_short(end_s, stated_s):
+                end_s = _end_s(container, stream)
+    if _falls_short(end_s, stated_s):
         return "truncated", f"the header states {stated_s:.1f} s, the file ends after {info.duration_s:.1f} s"
     suffix = Path(info.path).suffix.lower().lstrip(".")
     kinds = info.container.split(",")
@@ -329,6 +333,24 @@ def _check(info: VideoInfo) -> tuple[str | None, str | None]:
 def _damaged(frames: FilmFrames, span: ClipSpan) -> list[int]:
     """Numbers of the span's frames that the decoder had to make up in part. Not all were decoded."""
     return sorted(number for number in frames.damaged if span.start_frame <= number < span.end_frame)
+
+
+def _falls_short(end_s: float, stated_s: float) -> bool:
+    return stated_s - end_s > max(1.0, 0.02 * stated_s)
+
+
+def _end_s(container: av.container.InputContainer, film: VideoStream) -> float:
+    """When the last packet of any stream ends: sound and subtitles may outlast the picture.
+
+    By the film's own clock, which may begin late: Matroska's stated duration counts from nought, FLV's from the start.
+    """
+    end_s = 0.0
+    others = [stream for stream in container.streams if stream is not film]
+    with suppress(av.error.FFmpegError):  # the file breaks off
+        for packet in packets_of(container, film, *others):
+            if packet.pts is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+    return end_s
 
 
 def _batches(

@@ -113,6 +113,25 @@ def test_a_name_that_fits_its_content_is_not_remarked_on(tmp_path: Path) -> None
             assert (reason is None) == (suffix in fitting.split()), (suffix, container)
 
 
+@pytest.mark.parametrize("name", ["film.mkv", "film.flv"])
+def test_a_film_with_sound_is_truncated_where_both_break_off(tmp_path: Path, name: str) -> None:
+    path = make_film(tmp_path / name, [Shot("bikes.1", 50)], audio_s=5.0).path
+    assert source_module._check(probe(path)) == (None, None)  # its sound outlasts the picture
+    with av.open(str(path)) as container:
+        places = sorted(packet.pos for packet in container.demux() if packet.pos)
+    path.write_bytes(path.read_bytes()[: places[len(places) * 2 // 5]])
+    reason, message = source_module._check(probe(path))
+    assert reason == "truncated"
+    assert message is not None
+    assert message.startswith("the header states 5")
+
+
+@pytest.mark.parametrize("audio_s", [None, 2.0])
+def test_a_film_that_begins_late_is_not_truncated(tmp_path: Path, audio_s: float | None) -> None:
+    path = make_film(tmp_path / "film.mkv", [Shot("bikes.1", 50)], audio_s=audio_s, start_s=20.0).path
+    assert source_module._check(probe(path)) == (None, None)
+
+
 def test_a_missing_file_and_a_folder_are_rows(tmp_path: Path) -> None:
     assert run(tmp_path / "nowhere.mp4")[1]["reason"] == "missing"
     (tmp_path / "folder.mp4").mkdir()
