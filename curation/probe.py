@@ -195,7 +195,8 @@ def probe(path: str | Path) -> VideoInfo:
     """Read a film's header and packet index.
 
     Raises:
-        CannotDecode: see `open_video`; also when no packet carries a usable timestamp, or the size is zero.
+        CannotDecode: see `open_video`; also when it is encrypted, no packet carries a usable timestamp, or the size is
+            zero.
     """
     container, stream = open_video(path)
     with container:
@@ -207,6 +208,8 @@ def probe(path: str | Path) -> VideoInfo:
         is_h264 = context.codec.canonical_name == "h264"
         references = BFrameReferences(context.extradata) if is_h264 else None
         pts, sizes, keys, durations, is_b, entries, restarts = _packets(container, stream, references)
+        if any(packet.has_sidedata("encryption_info") for packet in entries):
+            raise CannotDecode("encrypted", f"{path}: its frames are encrypted, and no key is known")
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None

@@ -136,6 +136,16 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         assert failure.value.reason == reason
 
 
+def test_an_encrypted_film_is_refused(tmp_path: Path) -> None:
+    film = made(tmp_path).path
+    key = ["-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "0" * 31 + "1", "-encryption_kid", "0" * 32]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film), "-c", "copy", *key]
+    subprocess.run([*command, str(tmp_path / "locked.mp4")], check=True)
+    with pytest.raises(CannotDecode) as failure:
+        probe(tmp_path / "locked.mp4")
+    assert failure.value.reason == "encrypted"
+
+
 def test_sound_alone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tone.mp4"
     tone = ["-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac"]
