@@ -210,6 +210,12 @@ def probe(path: str | Path) -> VideoInfo:
         pts, sizes, keys, durations, is_b, entries, restarts = _packets(container, stream, references)
         if any(packet.has_sidedata("encryption_info") for packet in entries):
             raise CannotDecode("encrypted", f"{path}: its frames are encrypted, and no key is known")
+        if len(pts) == 0 and entries:
+            raise CannotDecode(
+                "no_timestamps",
+                f"{path}: a raw {container.format.name} stream, which does not say when its frames are shown; "
+                "put it into a container, for instance with: mkvmerge -o film.mkv FILE",
+            )
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None

@@ -146,6 +146,17 @@ def test_an_encrypted_film_is_refused(tmp_path: Path) -> None:
     assert failure.value.reason == "encrypted"
 
 
+@pytest.mark.parametrize(("codec", "suffix"), [("libx264", "h264"), ("libx265", "hevc")])
+def test_a_raw_stream_is_told_from_an_empty_film(tmp_path: Path, codec: str, suffix: str) -> None:
+    film = made(tmp_path, codec=codec).path
+    raw = tmp_path / f"film.{suffix}"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film), "-c", "copy"]
+    subprocess.run([*command, str(raw)], check=True)
+    with pytest.raises(CannotDecode, match=f"a raw {suffix} stream") as failure:
+        probe(raw)
+    assert failure.value.reason == "no_timestamps"
+
+
 def test_sound_alone_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tone.mp4"
     tone = ["-f", "lavfi", "-i", "sine=duration=1", "-c:a", "aac"]
