@@ -162,8 +162,8 @@ class SourceStage:
                 finished = self._score(uri, info, frames, known["source_id"], batch)
             for span, clip in zip((each.span for each in batch), finished, strict=True):
                 if at := _damaged(frames, span):
-                    message = f"{info.path}: damaged at {float(info.times_s[at[0]]):.1f} s"
-                    failures.append(ClipFailure(span, "damaged_frames", message))
+                    what = f"{info.path}: damaged at {float(info.times_s[at[0]]):.1f} s"
+                    failures.append(ClipFailure(span, "damaged_frames", what))
                     continue
                 clips_written += 1
                 kept_pts += clip.row["end_pts"] - clip.row["start_pts"]
