@@ -1,12 +1,16 @@
 """Decisions of a dataset: thresholds applied to its scores and written beside them. No frame is decoded.
 
-    decisions/NAME.parquet   clip_id, keep, reasons (`curation.decisions.TABLE`), sorted by clip_id
-    decisions/NAME.yaml      the rules, what they resolved to, and counts
+    decisions/NAME.parquet   clip_id, keep, reasons (`curation.decisions.TABLE`), sorted by clip_id; in its metadata
+                             the rules, what they resolved to, and counts
+    decisions/NAME.yaml      these again, for people
 
-The YAML file is written last and removed first: a decision exists when its YAML file does.
+The Parquet file is the decision: it appears whole, under one name, by one rename or upload, so that neither a full disk
+nor a kill nor two processes that save at once can mix the rules of one decision with the clips of another. Readers in
+this package look at it alone. The YAML file is a copy that follows it.
 """
 
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +29,7 @@ from pipelines.dataset import Dataset
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _COMPACTED = re.compile(r"part-\d{5}\.parquet")
+_RECORD = b"clipmill_decision"  # key of the Parquet file's metadata
 
 
 class DatasetError(ValueError):
@@ -91,25 +96,38 @@ def check_name(name: str) -> str:
 
 def names(dataset: Dataset) -> list[str]:
     """The decisions of a dataset, sorted."""
-    return [name.removesuffix(".yaml") for name in dataset.storage.list("decisions") if name.endswith(".yaml")]
+    there = dataset.storage.list("decisions")
+    return [name.removesuffix(".parquet") for name in there if name.endswith(".parquet")]
 
 
 def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
-    """decisions/NAME.yaml. Raises DatasetError, naming the decisions there are or what is wrong with this one."""
-    if not dataset.storage.exists(f"decisions/{check_name(name)}.yaml"):
+    """What was decided: rules, resolved values, counts. Raises DatasetError, naming the decisions there are or what is
+    wrong with this one."""
+    if not dataset.storage.exists(f"decisions/{check_name(name)}.parquet"):
         if not dataset.storage.exists():
             raise DatasetError(f"{dataset} does not exist")
         there = ", ".join(names(dataset)) or "none yet; make one with `clipmill decide`"
         raise DatasetError(f"{dataset} has no decision called {name!r}; there are: {there}")
     try:
-        data = yaml.safe_load(dataset.storage.read(f"decisions/{name}.yaml"))
+        data = yaml.safe_load(_record(dataset, name))
         well = all("rule" in entry and "resolved" in entry for entry in data["rules"].values())
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+    except (pa.ArrowInvalid, yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
         well = False
     if not well:
-        raise DatasetError(f"{dataset}: decisions/{name}.yaml is not a decision of this version")
+        raise DatasetError(
+            f"{dataset}: decisions/{name}.parquet is not a decision of this version: decide {name!r} again"
+        )
     found: dict[str, Any] = data
     return found
+
+
+def _record(dataset: Dataset, name: str) -> bytes:
+    """The YAML text in a decision's Parquet file. Raises KeyError when it holds none."""
+    storage = dataset.storage
+    storage.fs.invalidate_cache()  # of an object store: another process may have replaced the file by a longer one
+    with storage.fs.open(storage.path(f"decisions/{name}.parquet"), "rb") as file:
+        metadata: dict[bytes, bytes] = pq.read_schema(file).metadata or {}
+    return metadata[_RECORD]
 
 
 def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[Bound]:
@@ -125,7 +143,7 @@ def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[Bound]:
 
 
 def decide(dataset: str | Dataset, rules: Any, name: str) -> dict[str, Any]:
-    """Apply rules to every clip and record the decision. Returns what decisions/NAME.yaml holds.
+    """Apply rules to every clip and record the decision. Returns what decisions/NAME.yaml says.
 
     `rules`: `curation.rules.Rules`, or their YAML data, `{rules: ..., on_error: ...}` or the mapping of scores itself.
 
@@ -143,19 +161,41 @@ def write_decision(dataset: Dataset, scores: ScoreTable, rules: Rules, name: str
     check_name(name)
     bounds = decisions.resolve(scores, rules)
     summary = {"name": name} | decisions.summary(scores, bounds)
-    dataset.storage.remove(f"decisions/{name}.yaml")
-    write_parquet(dataset, f"decisions/{name}.parquet", decisions.TABLE, decisions.decided(scores, bounds))
-    text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True)
-    dataset.storage.write(f"decisions/{name}.yaml", text.encode())
+    text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True).encode()
+    table = decisions.TABLE.with_metadata({**decisions.TABLE.metadata, _RECORD: text})
+    write_parquet(dataset, f"decisions/{name}.parquet", table, decisions.decided(scores, bounds))
+    _copy_record(dataset, name)
     return summary
 
 
+def _copy_record(dataset: Dataset, name: str) -> None:
+    """Write the YAML file from the Parquet file; again, if another process has replaced that one meanwhile.
+
+    Whoever writes the YAML file last looks at the Parquet file after that, so the two agree when all are done.
+    """
+    written = None
+    while (text := _record(dataset, name)) != written:
+        dataset.storage.write(f"decisions/{name}.yaml", text)
+        written = text
+
+
 def write_parquet(dataset: Dataset, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Stream record batches into one Parquet file of the dataset, complete or absent."""
-    with (
-        dataset.storage.writing(name) as path,
-        dataset.storage.fs.open(path, "wb") as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
-    ):
+    """Stream record batches into one Parquet file of the dataset; a failure leaves what was there.
+
+    For an object store the file is made on this machine and uploaded when it is whole: closing an upload half written
+    would put the half in the place of what was there.
+    """
+    storage = dataset.storage
+    if storage.is_local:
+        with storage.writing(name) as path:
+            _stream(path, schema, batches)
+        return
+    with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+        _stream(file.name, schema, batches)
+        storage.fs.put_file(file.name, storage.path(name))
+
+
+def _stream(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)

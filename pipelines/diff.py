@@ -6,7 +6,7 @@ import duckdb
 
 from curation.score_table import connect, text
 from pipelines.dataset import Dataset
-from pipelines.decide import DatasetError, read_decision
+from pipelines.decide import read_decision
 
 
 def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = None) -> dict[str, Any]:
@@ -25,8 +25,6 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
     relations = []
     for i, name in enumerate((first, second)):
         read_decision(where, name)
-        if not where.storage.exists(f"decisions/{name}.parquet"):
-            raise DatasetError(f"{where}: decisions/{name}.parquet is missing: decide {name!r} again")
         if where.storage.is_local:
             relations.append(f"read_parquet({text(where.storage.path(f'decisions/{name}.parquet'))})")
         else:

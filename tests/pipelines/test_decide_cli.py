@@ -6,13 +6,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from curation import decisions
+from curation.storage import Storage
 from pipelines import decide as decide_module
 from pipelines.cli import main
+from pipelines.dataset import Dataset
 from tests.synthetic import make_dataset
 
 
@@ -58,18 +62,71 @@ def test_deciding_twice_writes_the_same_bytes(root: Path, rules: Path) -> None:
     assert before == [(root / f"decisions/same.{kind}").read_bytes() for kind in ("yaml", "parquet")]
 
 
-def test_a_decision_that_is_cut_short_is_no_decision(root: Path, rules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run("decide", root, "--rules", rules, "--name", "short")
+def files(root: Path, name: str) -> list[bytes]:
+    return [(root / f"decisions/{name}.{kind}").read_bytes() for kind in ("yaml", "parquet")]
 
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(decide_module, "write_parquet", full)
-    done = run("decide", root, "--rules", rules, "--name", "short")
-    assert done.exit_code == 2
-    assert "No space left on device" in done.output
-    monkeypatch.undo()
-    assert "has no decision called 'short'" in run("export", root, "--decision", "short").output
+def test_a_full_disk_leaves_the_decision_that_was_there(root: Path, rules: Path) -> None:
+    run("decide", root, "--rules", rules, "--name", "full")
+    before = files(root, "full")
+    command = f"ulimit -f 1; exec {sys.executable} -m pipelines.cli decide {root} --preset paper --name full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert files(root, "full") == before
+    assert not list((root / "decisions").glob(".tmp-*"))
+
+
+def test_a_kill_between_the_two_files_leaves_the_new_decision(
+    root: Path, rules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("decide", root, "--rules", rules, "--name", "killed")
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "write", kill)
+        with pytest.raises(KeyboardInterrupt):
+            decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "killed")
+    assert decide_module.read_decision(Dataset(root), "killed")["clips"]["kept"] == len(kept(root, "killed")) == 0
+    decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "killed")
+    assert yaml.safe_load(files(root, "killed")[0])["clips"]["kept"] == 0
+
+
+def test_the_rules_and_the_clips_of_two_that_save_at_once_do_not_mix(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Storage.write
+
+    def overtaken(storage: Storage, name: str, data: bytes) -> None:
+        """Another process saves the same decision just before the YAML file of the first is written."""
+        monkeypatch.undo()
+        decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "raced")
+        write(storage, name, data)
+
+    monkeypatch.setattr(Storage, "write", overtaken)
+    decide_module.decide(str(root), {}, "raced")
+    said = yaml.safe_load(files(root, "raced")[0])
+    assert said == decide_module.read_decision(Dataset(root), "raced")
+    assert said["clips"]["kept"] == len(kept(root, "raced")) == 0
+
+
+def test_a_failure_leaves_the_decision_of_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    make_dataset(tmp_path / "data", clips=4, media=False)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/decided", recursive=True)
+    decide_module.decide("memory://decided", {}, "kept")
+    before = memory.cat("/decided/decisions/kept.parquet")
+
+    def broken(*_: Any) -> Any:
+        raise MemoryError
+        yield
+
+    monkeypatch.setattr(decisions, "decided", broken)
+    with pytest.raises(MemoryError):
+        decide_module.decide("memory://decided", {"motion.coarse": {"min": 1e9}}, "kept")
+    assert memory.cat("/decided/decisions/kept.parquet") == before
 
 
 def test_neither_deciding_nor_exporting_can_decode_a_frame(root: Path, rules: Path) -> None:
