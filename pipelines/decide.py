@@ -117,8 +117,7 @@ def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
         raise DatasetError(
             f"{dataset}: decisions/{name}.parquet is not a decision of this version: decide {name!r} again"
         )
-    found: dict[str, Any] = data
-    return found
+    return {**data, "name": name}  # the file may have been copied under another name
 
 
 def _record(dataset: Dataset, name: str) -> bytes:

@@ -50,7 +50,7 @@ def read_clip(dataset: OpenDataset, clip_id: str, place: int | None, view: View)
     row = dataset.clip(clip_id, place)
     if row is None:
         return None
-    bounds = dataset.bounds(view.rules)
+    bounds = dataset.bounds(view.rules, view.recorded)
     places = dataset.ask("SELECT place FROM clips WHERE source_id = ? ORDER BY start_s", [row["source_id"]])
     around = dressed(dataset, bounds, dataset.rows(place for (place,) in places), view.query())
     length = dataset.ask("SELECT max(duration_s) FROM sources WHERE source_id = ?", [row["source_id"]])[0][0]

@@ -19,7 +19,7 @@ from curation.rules import Rules
 from curation.score_columns import spread
 from curation.score_table import ScoreTable, high_column, low_column, quote
 from pipelines.dataset import Dataset
-from pipelines.decide import names, open_scores, write_decision
+from pipelines.decide import bounds_of, names, open_scores, write_decision
 from pipelines.report import sources_of
 
 _MOST_OPEN = 8  # datasets whose scores are held in memory
@@ -87,10 +87,10 @@ class OpenDataset:
                 self._intake = statistics.intake(table.con)
             return self._table
 
-    def what_if(self, rules: Rules) -> WhatIf:
-        """What these rules would do. Raises RulesError."""
+    def what_if(self, rules: Rules, recorded: dict[str, Any] | None = None) -> WhatIf:
+        """What these rules would do, or a recorded decision does. Raises RulesError."""
         with self._lock:
-            bounds = decisions.resolve(self.scores, rules)
+            bounds = self.bounds(rules, recorded)
             result = decisions.outcome(self.scores, bounds)
             shares = {bound.rule.score: self._shares(bound) for bound in bounds}
         found = statistics.funnel(self._intake, result)
@@ -107,10 +107,13 @@ class OpenDataset:
             above = 100 * values.above(np.float32(bound.high)) / values.count
         return below, above
 
-    def bounds(self, rules: Rules) -> list[Bound]:
-        """`curation.decisions.resolve`. Raises RulesError."""
+    def bounds(self, rules: Rules, recorded: dict[str, Any] | None = None) -> list[Bound]:
+        """The bounds of these rules, resolved on the clips of now; those of a recorded decision, as they were resolved.
+
+        Raises RulesError.
+        """
         with self._lock:
-            return decisions.resolve(self.scores, rules)
+            return bounds_of(self.scores, recorded) if recorded else decisions.resolve(self.scores, rules)
 
     def score_summaries(self, bounds: Sequence[Bound]) -> dict[str, dict[str, Any]]:
         """`curation.distributions.score_summary` of every score, on axes that do not move with the bounds."""

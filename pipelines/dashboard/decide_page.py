@@ -44,7 +44,7 @@ class DecidePage:
             with ui.button("Download").props("outline no-caps icon-right=arrow_drop_down"), ui.menu():
                 ui.menu_item("CSV", on_click=lambda: self._download("csv"))
                 ui.menu_item("Parquet", on_click=lambda: self._download("parquet"))
-            self.changed_note = ui.label("unsaved changes").style("color: var(--dropped); font-weight: 600")
+            self.note = ui.label().style("color: var(--dropped); font-weight: 600")
         with ui.element("div").classes("deciding"):
             with ui.element("div").classes("left"):
                 with ui.element("section").classes("panel").props('aria-label="Result" aria-live="polite"'):
@@ -90,7 +90,7 @@ class DecidePage:
     async def _answer(self) -> None:
         view = self.view
         try:
-            self.what = await background(self.data.what_if, view.rules)
+            self.what = await background(self.data.what_if, view.rules, view.recorded)
         except RulesError as error:
             ui.notify(str(error), type="negative", multi_line=True)
             return
@@ -121,10 +121,20 @@ class DecidePage:
         for name, card in self.cards.items():
             shares = self.what.shares.get(name, (None, None))
             card.show(bounds.get(name), drops.get(name), (summaries or {}).get(name), self.view.rule(name), shares)
-        self.changed_note.set_visibility(self.view.saved is None and bool(self.view.rules.rules))
+        self.note.text = self._note(clips)
         if self.saved.value != self.view.saved:
             self.saved.set_value(self.view.saved)
         self.export.set_enabled(self.view.saved is not None)
+
+    def _note(self, clips: int) -> str:
+        """What a person must know before exporting: that nothing is saved, or that the dataset has changed since."""
+        if self.view.recorded is None:
+            return "unsaved changes" if self.view.rules.rules else ""
+        then = self.view.recorded["clips"]
+        if then["candidates"] == clips:
+            return ""
+        held, kept = figures.count(then["candidates"]), figures.count(then["kept"])
+        return f"saved when there were {held} clips, of which it keeps {kept}; save again to include the rest"
 
     # --- which clips are shown ---
 
@@ -145,7 +155,7 @@ class DecidePage:
 
     async def _which_changed(self, event: Any) -> None:
         if event.value and event.value != self.view.show:
-            self.view, self.shown = View(self.view.rules, self.view.saved, event.value), _CLIPS
+            self.view, self.shown = View(self.view.rules, self.view.recorded, event.value), _CLIPS
             if not self._working:
                 await self._show_clips()
                 ui.navigate.history.replace(f"{self.link}?{self.view.query()}")
@@ -226,7 +236,7 @@ class DecidePage:
             return False
         finally:
             working.dismiss()
-        self.view = View(self.view.rules, name, self.view.show)
+        self.view = View(self.view.rules, made, self.view.show)
         self.saved.set_options({each: each for each in self.data.decisions()}, value=name)
         ui.notify(f"saved {name}: {figures.count(made['clips']['kept'])} clips kept", type="positive")
         await self.refresh()

@@ -65,7 +65,7 @@ def routes(registry: Registry) -> APIRouter:
             raise HTTPException(404, "there are download.csv and download.parquet")
         try:
             view = read_view(where, request.query_params)
-            bounds = where.bounds(view.rules)
+            bounds = where.bounds(view.rules, view.recorded)
         except (RulesError, DatasetError) as error:
             raise HTTPException(400, str(error)) from None
         handle, path = tempfile.mkstemp(suffix=f".{kind}", prefix="clipmill-")

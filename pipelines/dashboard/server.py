@@ -108,7 +108,7 @@ def _pages(registry: Registry, base: str) -> None:
         """The view of the link; a sentence and no rules for a link that cannot be followed."""
         try:
             view = await background(read_view, dataset, request.query_params)
-            await background(dataset.bounds, view.rules)
+            await background(dataset.bounds, view.rules, view.recorded)
         except (RulesError, DatasetError) as error:
             notice(str(error), bad=True)
             return View(Rules())

@@ -22,7 +22,7 @@ class Told:
 
 def read_statistics(dataset: OpenDataset, view: View) -> Told:
     """Compute them for the rules of a view."""
-    bounds = dataset.bounds(view.rules)
+    bounds = dataset.bounds(view.rules, view.recorded)
     return Told(dataset.statistics(bounds), dataset.sources(bounds, SHOWN_SOURCES))
 
 

@@ -8,6 +8,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from curation.rules import Rule, Rules, RulesError, parse_rules
@@ -17,11 +18,17 @@ from pipelines.decide import read_decision
 
 @dataclass(frozen=True)
 class View:
-    """The state of the deciding page. `saved` names the decision whose rules these are, if it is one."""
+    """The state of the deciding page. `recorded` is the saved decision whose rules these are, if it is one: its bounds
+    stay as they were resolved then, however the dataset has grown."""
 
     rules: Rules
-    saved: str | None = None
+    recorded: dict[str, Any] | None = None
     show: str = ""
+
+    @property
+    def saved(self) -> str | None:
+        """The name of the decision."""
+        return self.recorded["name"] if self.recorded else None
 
     def query(self) -> str:
         """The link's query, without the question mark."""
@@ -40,7 +47,7 @@ class View:
         place = next((i for i, each in enumerate(self.rules.rules) if each.score == rule.score), len(rules))
         if restricts(rule):
             rules.insert(place, rule)
-        return replace(self, rules=Rules(tuple(rules)), saved=None)
+        return replace(self, rules=Rules(tuple(rules)), recorded=None)
 
 
 def restricts(rule: Rule) -> bool:
@@ -82,4 +89,4 @@ def read_view(dataset: OpenDataset, query: Mapping[str, str]) -> View:
         return View(Rules(), show=show)
     data = read_decision(dataset.dataset, name)
     rules = parse_rules({"rules": {score: entry["rule"] for score, entry in data["rules"].items()}})
-    return View(rules, saved=name, show=show)
+    return View(rules, data, show)

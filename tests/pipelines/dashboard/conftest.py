@@ -30,8 +30,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    others = tmp_path_factory.mktemp("others")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("others")
+
+
+@pytest.fixture(scope="session")
+def server(root: Path, others: Path) -> Iterator[str]:
     make_dataset(others / "empty", clips=0, media=False)
     make_dataset(others / "single", clips=1)
     for folder in ("clips", "sources"):
@@ -51,7 +55,12 @@ def server(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     torn = make_dataset(others / "torn", clips=9, media=False)
     part = torn / "clips/part-00001.parquet"
     part.write_bytes(part.read_bytes()[:200])  # a copy that was interrupted
-    roots = [root, *(others / name for name in ("empty", "single", "fresh", "older", "failing", "nan", "torn"))]
+    grown = make_dataset(others / "grown", clips=12)
+    later = (grown / "clips/part-00001.parquet").rename(others / "later.parquet")
+    decide(str(grown), {"motion.coarse": {"drop_lowest": "50%"}}, "default")
+    later.rename(grown / "clips/part-00001.parquet")
+    names = ("empty", "single", "fresh", "older", "failing", "nan", "torn", "grown")
+    roots = [root, *(others / name for name in names)]
     with serving(*roots) as address:
         yield address
 

@@ -5,10 +5,13 @@ import urllib.request
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from playwright.sync_api import Page, expect
 
+from pipelines.dataset import Dataset
+from pipelines.decide import read_decision
 from tests.pipelines.dashboard.pages import (
     WAIT_MS,
     exported,
@@ -112,3 +115,16 @@ def test_downloads_hold_the_decision_of_the_page(page: Page, server: str, root: 
     table = pq.read_table(tmp_path / "d.parquet")
     saved = pq.read_table(root / "decisions/default.parquet")
     assert table.select(["clip_id", "keep", "reasons"]).to_pylist() == saved.to_pylist()
+
+
+def test_a_decision_older_than_the_dataset_is_shown_as_it_was_recorded(page: Page, server: str, others: Path) -> None:
+    page.goto(f"{server}/d/grown")
+    settled(page)
+    expect(page.get_by_text("saved when there were 6 clips, of which it keeps 3; save again")).to_be_visible()
+    root = others / "grown"
+    low = read_decision(Dataset(root), "default")["rules"]["motion.coarse"]["resolved"]["min"]
+    assert page.get_by_label("motion.coarse at least").input_value() == f"{low:.4g}"
+    assert kept_clips(page) == kept_by_duckdb(root, low, None)
+    address = f"{server}/d/grown/download.parquet?decision=default"
+    table = pq.read_table(pa.BufferReader(urllib.request.urlopen(address).read()))
+    assert sum(table["keep"].to_pylist()) == kept_clips(page)
