@@ -91,6 +91,10 @@ class Storage:
         try:
             yield temporary
             os.replace(temporary, final)
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = final  # a full disk is told by `write`, which knows no name
+            raise
         finally:
             if os.path.exists(temporary):
                 os.unlink(temporary)

@@ -195,6 +195,6 @@ def write_parquet(dataset: Dataset, name: str, schema: pa.Schema, batches: Itera
 
 
 def _stream(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with open(path, "wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for batch in batches:
             writer.write_batch(batch)

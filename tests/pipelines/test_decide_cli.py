@@ -72,9 +72,17 @@ def test_a_full_disk_leaves_the_decision_that_was_there(root: Path, rules: Path)
     command = f"ulimit -f 1; exec {sys.executable} -m pipelines.cli decide {root} --preset paper --name full"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done.stderr
-    assert "File too large" in done.stderr
+    assert done.stderr.endswith(f"error: {root}/decisions/full.parquet: File too large\n")
     assert files(root, "full") == before
     assert not list((root / "decisions").glob(".tmp-*"))
+
+
+def test_a_full_disk_is_said_with_the_file_that_did_not_fit(root: Path) -> None:
+    run("decide", root, "--preset", "paper", "--name", "large")
+    command = f"ulimit -f 1; exec {sys.executable} -m pipelines.cli export {root} --decision large"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 2
+    assert done.stderr == f"error: {root}/shards/large/000000.tar: File too large\n"
 
 
 def test_a_kill_between_the_two_files_leaves_the_new_decision(
