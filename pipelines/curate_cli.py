@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from curation import data_files
 from curation.location import local_uri
 from curation.schema import SCORES
 from curation.structured_log import log_if_asked
@@ -61,8 +62,6 @@ def resolve(what: str, output: str | None, changes: tuple[str, ...] = ()) -> Spe
 
 def _apply(data: dict[str, Any], change: str) -> None:
     """Put `a.b=value` into the data; the value is read as YAML."""
-    import yaml
-
     path, equals, value = change.partition("=")
     if not equals:
         raise SpecError(f"--set {change}: write KEY=VALUE")
@@ -73,9 +72,9 @@ def _apply(data: dict[str, Any], change: str) -> None:
             raise SpecError(f"--set {change}: {section} is not a section of the spec")
         data = below
     try:
-        data[key] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from None
+        data[key] = data_files.read_yaml(value)
+    except ValueError as error:
+        raise SpecError(f"--set {change}: {error}") from None
 
 
 def _keys(path: str) -> list[str]:

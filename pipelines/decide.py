@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from curation import decisions
+from curation.data_files import read_yaml
 from curation.reasons import Bound
 from curation.rules import Rules, parse_rules
 from curation.score_table import SchemaError, ScoreTable, connect, view_clips
@@ -109,9 +110,9 @@ def read_decision(dataset: Dataset, name: str) -> dict[str, Any]:
         there = ", ".join(names(dataset)) or "none yet; make one with `clipmill decide`"
         raise DatasetError(f"{dataset} has no decision called {name!r}; there are: {there}")
     try:
-        data = yaml.safe_load(_record(dataset, name))
+        data = read_yaml(_record(dataset, name))
         well = all("rule" in entry and "resolved" in entry for entry in data["rules"].values())
-    except (pa.ArrowInvalid, yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError):  # Arrow's faults are ValueErrors
         well = False
     if not well:
         raise DatasetError(

@@ -4,12 +4,13 @@ import json
 import sys
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from curation import presets
+from curation.data_files import read_yaml
 from curation.rules import RulesError, parse_rules
 from curation.score_table import SchemaError
 from pipelines.ablate import ablate
@@ -44,10 +45,9 @@ def plainly(command: Callable[..., None]) -> Callable[..., None]:
 
 def _read_rules(path: str) -> Any:
     try:
-        with open(path, encoding="utf-8") as file:
-            return yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RulesError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        return read_yaml(Path(path).read_bytes())
+    except ValueError as error:
+        raise RulesError(f"{path}: not YAML ({error})") from None
 
 
 @click.command("decide")

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from curation.data_files import read_yaml
 from curation.registry import check
 from curation.storage import Storage
 from curation.weights import WeightsUnavailable
@@ -196,8 +195,8 @@ def open_output(spec: Spec) -> Storage:
         if storage.is_local:
             os.makedirs(storage.path(), exist_ok=True)
         if storage.exists("job.yaml"):
-            theirs = yaml.safe_load(storage.read("job.yaml"))
-            differing = _differences(theirs, yaml.safe_load(spec.as_yaml()))
+            theirs = read_yaml(storage.read("job.yaml"))
+            differing = _differences(theirs, read_yaml(spec.as_yaml()))
             if differing:
                 raise Refused(
                     f"{spec.output} holds another job (job.yaml differs in {', '.join(differing)}); "
@@ -206,8 +205,8 @@ def open_output(spec: Spec) -> Storage:
         elif storage.is_local and os.listdir(storage.path()):
             raise Refused(f"{spec.output} is not empty and holds no job.yaml; choose another output folder")
         storage.write("job.yaml", spec.as_yaml().encode())
-    except yaml.YAMLError as error:
-        raise Refused(f"{spec.output}/job.yaml is not YAML ({' '.join(str(error).split())})") from None
+    except ValueError as error:
+        raise Refused(f"{spec.output}/job.yaml is not YAML ({error})") from None
     except OSError as error:
         raise Refused(f"{spec.output}: cannot write there ({error.strerror or error})") from None
     return storage

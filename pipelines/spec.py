@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from curation import data_files
 from curation.registry import IMPLEMENTATIONS, NO_MODEL, Choice, choose
 from curation.rules import RulesError, parse_rule, parse_rules
 from pipelines.units import Bytes, Seconds
@@ -355,9 +356,9 @@ def read_yaml(path: str | Path) -> Any:
 def read_yaml_text(text: bytes, where: str) -> Any:
     """The data of a YAML text (JSON is YAML too). Raises SpecError; `where` names the text in it."""
     try:
-        return yaml.safe_load(text.decode("utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of month 13, or not UTF-8
-        raise SpecError(f"{where}: not YAML ({' '.join(str(error).split())})") from None
+        return data_files.read_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"{where}: not YAML ({error})") from None
 
 
 def _fault(where: str, error: Any) -> str:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from curation.data_files import read_yaml
 from curation.rules import Rules, RulesError, parse_rules
 from curation.score_table import ScoreTable
 
@@ -21,7 +20,7 @@ def read(name: str) -> dict[str, Any]:
     """A preset as YAML data. Raises RulesError naming the presets there are."""
     if name not in names():
         raise RulesError(f"no preset is called {name!r}; there are: {', '.join(names())}")
-    data: dict[str, Any] = yaml.safe_load((files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    data: dict[str, Any] = read_yaml((files(__name__) / f"{name}.yaml").read_bytes())
     return data
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from curation.data_files import read_json
 from curation.rules import Rule, Rules, RulesError, parse_rules
 from pipelines.dashboard.datasets import OpenDataset
 from pipelines.decide import read_decision
@@ -68,11 +69,10 @@ def write_rules(rules: Rules) -> str:
 def read_rules(text: str) -> Rules:
     """Rules from a link. Raises RulesError."""
     try:
-        return parse_rules(json.loads(text))
+        data = read_json(text)
     except ValueError as error:
-        if isinstance(error, RulesError):
-            raise
-        raise RulesError("the rules in the link are not JSON: the link is incomplete") from None
+        raise RulesError(f"the rules in the link are not JSON ({error})") from None
+    return parse_rules(data)
 
 
 def read_view(dataset: OpenDataset, query: Mapping[str, str]) -> View:

@@ -1,16 +1,15 @@
 """The HTTP interface: /api/jobs and what belongs to it. Every fault is an HTTP status and one sentence in `detail`."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated, Any, Literal
 
-import yaml
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
+from curation.data_files import read_json, read_yaml
 from pipelines.ray_jobs import RayUnreachable
 from pipelines.service.auth import principal_of
 from pipelines.service.jobs import Job, JobError, Jobs
@@ -20,7 +19,6 @@ from pipelines.spec import Spec
 
 BODY_BYTES = 1 << 20
 _YAML = ("application/yaml", "application/x-yaml", "text/yaml")
-_DEPTH = 32
 
 
 class Fault(BaseModel):
@@ -260,28 +258,12 @@ def _parse(body: bytes, kind: str) -> Any:
     kind = kind.partition(";")[0].strip().lower()
     try:
         if kind in _YAML:
-            _check_yaml(body)
-            return yaml.load(body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            return read_yaml(body, aliases=False)
         if kind == "application/json":
-            return json.loads(body, parse_constant=_no_constant)
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise JobError(400, f"the body is not {kind}: {' '.join(str(error).split()) or 'nested too deep'}") from None
+            return read_json(body)
+    except ValueError as error:
+        raise JobError(400, f"the body is not {kind}: {error}") from None
     raise JobError(415, "send a spec as application/json or application/yaml")
-
-
-def _check_yaml(body: bytes) -> None:
-    """Raise ValueError for aliases (a small text can mean a huge value) and for deep nesting."""
-    depth = 0
-    for event in yaml.parse(body, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError("aliases are not accepted")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEPTH:
-            raise ValueError("nested too deep")
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 async def _followed(jobs: Jobs, job: str, text: str) -> AsyncIterator[str]:

@@ -212,6 +212,10 @@ def test_clips_that_cannot_be_exported_make_exit_code_1(tmp_path: Path, rules: P
         ("rules: {sharpness: {min: 1}}", "no score is called 'sharpness'; known: motion.coarse, "),
         ("rules: {motion.coarse: {min: a lot}}", "rules.motion.coarse.min: 'a lot' is not a number"),
         ("rules: [", "not YAML"),
+        (
+            "rules: {}\nrules: {motion.coarse: {min: 1}}",
+            "wrong.yaml: not YAML (line 2: the key 'rules' is there twice)",
+        ),
         ("just words", "expected a mapping of scores to rules"),
     ],
 )

@@ -166,7 +166,11 @@ def test_the_command_line_completes_a_spec(tmp_path: Path) -> None:
 
 
 def test_a_spec_may_come_from_standard_input() -> None:
-    for text, said in ((b"clips: {min: 1 s}\n", "input: is required"), (b"[", "not YAML")):
+    for text, said in (
+        (b"clips: {min: 1 s}\n", "input: is required"),
+        (b"[", "not YAML"),
+        (b"clips: {}\nclips: {}", "not YAML (line 2: the key 'clips' is there twice)"),
+    ):
         result = CliRunner().invoke(main, ["curate", "-"], input=text)
         assert result.exit_code == 2
         assert result.output.startswith(f"clipmill: standard input: {said}")
