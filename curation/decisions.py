@@ -11,7 +11,7 @@ with ties fewer. `drop_highest` mirrors it. So every rule resolves to inclusive 
 Scores are stored as float32, so bounds are compared as float32 too: a stored 0.07 satisfies `max: 0.07`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from curation import schema
 from curation.reasons import Bound, Reason, masks, reasons
-from curation.rules import Rules, RulesError, parse_rule
+from curation.rules import Rules, RulesError
 from curation.score_columns import over_blocks
 from curation.score_table import ScoreTable, high_column, low_column
 
@@ -240,15 +240,3 @@ def summary(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
         },
         "rules": rules,
     }
-
-
-def absolute(data: Mapping[str, Any]) -> Rules:
-    """The rules of a recorded decision (decisions/NAME.yaml) with their resolved, absolute bounds."""
-    parsed = []
-    for name, entry in data["rules"].items():
-        spec = dict(entry["resolved"])
-        for key in ("frames", "on_error"):
-            if key in entry["rule"]:
-                spec[key] = entry["rule"][key]
-        parsed.append(parse_rule(name, spec))
-    return Rules(tuple(parsed))

@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
@@ -31,7 +32,8 @@ OnError = Literal["drop", "keep"]
 
 _KEYS = ("min", "max", "range", "drop_lowest", "drop_highest", "in", "not_in", "frames", "on_error")
 _NUMERIC_KEYS = ("min", "max", "range", "drop_lowest", "drop_highest")
-_SHARE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*%\s*$")
+_SHARE = re.compile(r"\s*(\d{1,3}(?:\.\d{1,20})?)\s*%\s*")  # as many digits as `write_share` gives back
+_LARGEST = (2 - 2**-23) * 2.0**127  # scores are float32, so bounds are compared as such
 
 
 class RulesError(ValueError):
@@ -85,7 +87,7 @@ class Rules:
 
 def read_share(text: Any, where: str) -> Fraction:
     """'12.5%' as the exact fraction 1/8. Raises RulesError for anything but a percentage from 0 % to below 100 %."""
-    match = _SHARE.match(text) if isinstance(text, str) else None
+    match = _SHARE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise RulesError(f"{where}: {text!r} is not a share; write a percentage such as 25%")
     share = Fraction(match.group(1)) / 100
@@ -95,13 +97,16 @@ def read_share(text: Any, where: str) -> Fraction:
 
 
 def write_share(share: Fraction) -> str:
+    """The share as `read_share` reads it: all digits, no exponent."""
     percent = share * 100
-    return f"{int(percent)}%" if percent.denominator == 1 else f"{float(percent):.10g}%"
+    return f"{Decimal(percent.numerator) / percent.denominator:f}%"
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
         raise RulesError(f"{where}: {value!r} is not a number")
+    if abs(value) > _LARGEST:
+        raise RulesError(f"{where}: the number is too large; scores go up to {_LARGEST:.2g}")
     return float(value)
 
 
@@ -156,14 +161,18 @@ def parse_rule(name: str, spec: Any, *, on_error: OnError = "drop") -> Rule:
     highest = read_share(spec["drop_highest"], f"{where}.drop_highest") if "drop_highest" in spec else None
     if (lowest or 0) + (highest or 0) >= 1:
         raise RulesError(f"{where}: drop_lowest and drop_highest together would drop every clip")
+    labels = _labels(spec["in"], f"{where}.in") if "in" in spec else None
+    not_labels = _labels(spec["not_in"], f"{where}.not_in") if "not_in" in spec else None
+    if labels and not_labels and set(labels) <= set(not_labels):
+        raise RulesError(f"{where}: not_in drops every label of in: nothing would be kept")
     return Rule(
         score=name,
         min=low,
         max=high,
         drop_lowest=lowest,
         drop_highest=highest,
-        labels=_labels(spec["in"], f"{where}.in") if "in" in spec else None,
-        not_labels=_labels(spec["not_in"], f"{where}.not_in") if "not_in" in spec else None,
+        labels=labels,
+        not_labels=not_labels,
         frames=frames,
         on_error=side,
     )

@@ -132,13 +132,12 @@ def _record(dataset: Dataset, name: str) -> bytes:
 
 def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[Bound]:
     """The recorded bounds of a decision, as they were resolved then, with the rules as they were given."""
+    given = {score: entry["rule"] for score, entry in decision["rules"].items()}
     found = []
-    for bound, given in zip(
-        decisions.resolve(scores, decisions.absolute(decision)),
-        parse_rules({"rules": {name: entry["rule"] for name, entry in decision["rules"].items()}}).rules,
-        strict=True,
-    ):
-        found.append(Bound(given, bound.low, bound.high, bound.scored, bound.unscored))
+    for rule in parse_rules(given).rules:
+        resolved, measured = decision["rules"][rule.score]["resolved"], scores.measured[rule.score]
+        low, high = resolved.get("min"), resolved.get("max")  # may have crossed where a share met a bound
+        found.append(Bound(rule, low, high, measured.scored, measured.unscored))
     return found
 
 
@@ -159,6 +158,7 @@ def decide(dataset: str | Dataset, rules: Any, name: str) -> dict[str, Any]:
 def write_decision(dataset: Dataset, scores: ScoreTable, rules: Rules, name: str) -> dict[str, Any]:
     """`decide` on scores that are open already."""
     check_name(name)
+    rules = parse_rules(rules.as_data())  # those of a page's controls have never been read, and must be readable later
     bounds = decisions.resolve(scores, rules)
     summary = {"name": name} | decisions.summary(scores, bounds)
     text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True).encode()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from curation import presets, schema
 from curation.decisions import TABLE, decided, outcome, resolve, summary
-from curation.rules import RulesError, parse_rules
+from curation.rules import RulesError, parse_rules, read_share, write_share
 from curation.score_table import SchemaError, ScoreTable
 
 
@@ -193,6 +193,11 @@ def test_a_score_that_no_clip_was_measured_for_is_refused() -> None:
         ({"motion.coarse": {"drop_lowest": "60%", "drop_highest": "40%"}}, "together would drop every clip"),
         ({"motion.coarse": {"min": math.nan}}, "is not a number"),
         ({"motion.coarse": {"min": True}}, "is not a number"),
+        ({"motion.coarse": {"min": float("nan")}}, "nan is not a number"),
+        ({"motion.coarse": {"min": 1e300}}, r"min: the number is too large; scores go up to 3.4e\+38"),
+        ({"motion.coarse": {"max": -(10**5000)}}, "the number is too large"),
+        ({"motion.coarse": {"drop_lowest": "0." + "1" * 30 + "%"}}, "is not a share"),
+        ({"camera": {"in": ["static"], "not_in": ["static", "complex"]}}, "nothing would be kept"),
         ({"motion.coarse": {"range": [2, 1]}}, "nothing would be kept"),
         ({"motion.coarse": {"range": 2}}, r"is not \[low, high\]"),
         ({"motion.coarse": {"in": ["static"]}}, "'in' does not fit a score that is a number"),
@@ -213,6 +218,11 @@ def test_a_score_that_no_clip_was_measured_for_is_refused() -> None:
 def test_wrong_rules_are_refused_with_the_key_and_the_way_out(rules: Any, message: str) -> None:
     with pytest.raises(RulesError, match=message):
         parse_rules(rules)
+
+
+@pytest.mark.parametrize("share", ["0.0000001%", "0%", "10%", "99.99999999999999999999%", "33.3%", "0.05%"])
+def test_a_share_is_written_as_it_was_read(share: str) -> None:
+    assert write_share(read_share(share, "here")) == share
 
 
 def test_rules_survive_being_written_and_read() -> None:

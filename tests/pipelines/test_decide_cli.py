@@ -13,10 +13,12 @@ import yaml
 from click.testing import CliRunner, Result
 
 from curation import decisions
+from curation.rules import Rule, Rules, RulesError
 from curation.storage import Storage
 from pipelines import decide as decide_module
 from pipelines.cli import main
 from pipelines.dataset import Dataset
+from pipelines.decide import open_scores
 from tests.synthetic import make_dataset
 
 
@@ -135,6 +137,16 @@ def test_a_failure_leaves_the_decision_of_an_object_store(monkeypatch: pytest.Mo
     with pytest.raises(MemoryError):
         decide_module.decide("memory://decided", {"motion.coarse": {"min": 1e9}}, "kept")
     assert memory.cat("/decided/decisions/kept.parquet") == before
+
+
+def test_what_was_decided_can_be_read_back(root: Path) -> None:
+    crossed = {"motion.coarse": {"drop_lowest": "50%", "max": 0.001}, "text_area": {"drop_highest": "0.0000001%"}}
+    decide_module.decide(str(root), crossed, "crossed")
+    assert run("report", root, "--decision", "crossed").exit_code == 0
+    for broken in (Rule("camera", labels=()), Rule("motion.coarse", min=1e300)):
+        with pytest.raises(RulesError):
+            decide_module.write_decision(Dataset(root), open_scores(Dataset(root)), Rules((broken,)), "broken")
+    assert "broken" not in decide_module.names(Dataset(root))
 
 
 def test_neither_deciding_nor_exporting_can_decode_a_frame(root: Path, rules: Path) -> None:

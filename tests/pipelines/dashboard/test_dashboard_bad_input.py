@@ -34,6 +34,8 @@ from tests.pipelines.dashboard.pages import (
         ("/d/films/statistics?rules=%5B1%5D", "rules: expected a mapping of scores to rules"),
         ('/d/films?rules={"camera":{"min":1}}', "'min' does not fit a score that is a label"),
         ('/d/films?rules={"niqe":{"max":5}}', "no clip of this dataset was measured for it"),
+        ("/d/films?rules=" + "[" * 5000, "the rules in the link are not JSON (nested too deep)"),
+        ('/d/films?rules={"motion.coarse":{"min":1' + "0" * 400 + "}}", "the number is too large"),
         ("/d/films?decision=../default", "cannot name a decision"),
     ],
 )
