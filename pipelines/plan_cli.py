@@ -1,5 +1,8 @@
 """`clipmill plan`: what a corpus will cost."""
 
+import math
+from typing import Any
+
 import click
 from rich.console import Console
 from rich.table import Table
@@ -10,18 +13,26 @@ from pipelines.plan import HOURS_PER_YEAR, Node, Plan, PlanError, make_plan, mea
 from pipelines.spec import SpecError, read_spec
 
 
+class _Number(click.FloatRange):
+    """A number between two others, which `nan` is not, though it is outside of no range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
 @click.command("plan", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("spec", type=click.Path())
 @click.option("--measured", "sample", required=True, metavar="DATASET", help="Finished dataset to take the rates from.")
-@click.option("--years", type=click.FloatRange(0, min_open=True), help="Of video in the corpus; the paper's had 212.")
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="Of video in the corpus.")
-@click.option("--nodes", type=click.IntRange(1), help="How many machines there are.")
-@click.option(
-    "--within", "days", type=click.FloatRange(0, min_open=True), metavar="DAYS", help="When it is to be done."
-)
-@click.option("--node-cpus", type=click.FloatRange(1), default=16.0, show_default=True, help="CPUs of one machine.")
-@click.option("--node-gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs of one machine.")
-@click.option("--price", type=click.FloatRange(0), help="Of one machine for an hour.")
+@click.option("--years", type=_Number(1e-6, 1e9), help="Of video in the corpus; the paper's had 212.")
+@click.option("--hours", type=_Number(0.001, 1e13), help="Of video in the corpus.")
+@click.option("--nodes", type=click.IntRange(1, 10**6), help="How many machines there are.")
+@click.option("--within", "days", type=_Number(0.001, 1e6), metavar="DAYS", help="When it is to be done.")
+@click.option("--node-cpus", type=_Number(1, 1e5), default=16.0, show_default=True, help="CPUs of one machine.")
+@click.option("--node-gpus", type=_Number(0, 1e5), default=0.0, show_default=True, help="GPUs of one machine.")
+@click.option("--price", type=_Number(0, 1e9), help="Of one machine for an hour.")
 def plan_command(
     spec: str, sample: str, years: float | None, hours: float | None, nodes: int | None, days: float | None,
     node_cpus: float, node_gpus: float, price: float | None,

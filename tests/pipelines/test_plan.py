@@ -85,3 +85,26 @@ def test_the_command_plans_the_papers_corpus(sample: Dataset, tmp_path: Path) ->
     assert "first set scores.text.actors to 1037" in text
     assert max(map(len, text.splitlines())) < 100, "no column is broken into two lines"
     assert CliRunner().invoke(main, arguments).output == ("clipmill: say how much video there is: --years or --hours\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--hours", "nan"], "'nan' is not a number"),
+        (["--hours", "inf"], "inf is not in the range"),
+        (["--hours", "1e-320"], "is not in the range"),
+        (["--years", "1e300"], "1e+300 is not in the range"),
+        (["--hours", "1", "--price", "nan"], "'nan' is not a number"),
+        (["--hours", "1", "--within", "1e-320"], "is not in the range"),
+        (["--hours", "1e13", "--within", "0.001", "--node-cpus", "1e5", "--price", "1e9"], None),
+        (["--hours", "1e13", "--within", "0.001", "--node-cpus", "1"], None),
+        (["--hours", "0.001", "--nodes", "1000000", "--price", "0"], None),
+    ],
+)
+def test_numbers_beyond_all_corpora_are_refused_and_others_planned(
+    sample: Dataset, tmp_path: Path, options: list[str], message: str | None
+) -> None:
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\n")
+    result = CliRunner().invoke(main, ["plan", str(tmp_path / "job.yaml"), "--measured", str(sample), *options])
+    assert result.exit_code == (2 if message else 0), result.output
+    assert (message or "comes out") in result.output
