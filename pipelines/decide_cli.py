@@ -114,17 +114,19 @@ def as_table(summary: dict[str, Any]) -> str:
 @click.option("--decision", "name", default="default", show_default=True)
 @click.option("--shard-size", default="500 MB", show_default=True, help="Target size of a shard.")
 @click.option("--shard-clips", type=click.IntRange(1), default=1000, show_default=True, help="Most clips in a shard.")
+@click.option("--verify", is_flag=True, help="Read shards that are there, and write damaged ones again.")
 @plainly
-def export_command(dataset: str, name: str, shard_size: str, shard_clips: int) -> None:
+def export_command(dataset: str, name: str, shard_size: str, shard_clips: int, verify: bool) -> None:
     """Write the WebDataset shards of a decision to DATASET/shards/NAME. No frame is decoded.
 
-    Exit code 1 if some clips could not be exported; they are listed in shards/NAME/errors.parquet.
+    Shards that are complete are not written again. Exit code 1 if some clips could not be exported; they are listed in
+    shards/NAME/errors.parquet.
     """
     try:
         size = size_bytes(shard_size)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--shard-size") from None
-    made = export(dataset, name, shard_bytes=size, shard_clips=shard_clips)
+    made = export(dataset, name, shard_bytes=size, shard_clips=shard_clips, verify=verify)
     shards = len(made["shardlist"])
     click.echo(
         f"{dataset}/shards/{name}: {count(shards)} shard{'s' * (shards != 1)}, {count(made['clips'])} clips, "

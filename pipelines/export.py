@@ -13,7 +13,8 @@ tars, plus `decision`: all of its captions among them, from which the trainer ch
 with the clip (`curation.schema.clip_caption`) and is always there, empty when the clip has none, so that every sample
 has the same three members and `to_tuple("mp4", "txt")` works on all of them.
 
-Running an export again writes the same bytes and skips shards that are complete.
+Running an export again writes the same bytes and skips shards that are complete. That they still hold what was written
+is looked at on demand only: who carries a large export on does not want to read again what is done.
 """
 
 import hashlib
@@ -103,10 +104,12 @@ def export(
     *,
     shard_bytes: int = 500 * 10**6,
     shard_clips: int = 1000,
+    verify: bool = False,
     show: Callable[[Exported], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Write the shards of decision `name`. Returns what index.json holds.
 
+    `verify`: read shards that are there against their checksums, and write those again that are damaged.
     `show` is told after every shard. What it raises ends the export; the same call carries it on.
 
     Raises:
@@ -126,7 +129,7 @@ def export(
     show(done)
     with _Errors(where, f"{folder}/errors.parquet") as errors:
         for number, samples in enumerate(_plan(_samples(con, kept, name), shard_bytes, shard_clips)):
-            shard = _shard(where, f"{folder}/{number:06d}", samples, errors)
+            shard = _shard(where, f"{folder}/{number:06d}", samples, errors, verify)
             if shard["nsamples"]:
                 shards.append(shard)
             done = Exported(
@@ -252,19 +255,19 @@ def _plan(samples: Iterator[_Sample], shard_bytes: int, shard_clips: int) -> Ite
         yield held
 
 
-def _shard(dataset: Dataset, stem: str, samples: list[_Sample], errors: _Errors) -> dict[str, Any]:
+def _shard(dataset: Dataset, stem: str, samples: list[_Sample], errors: _Errors, verify: bool) -> dict[str, Any]:
     """Write one shard and its index unless both are there. Appends to `errors`; returns the entry of index.json."""
     digest = hashlib.sha256()
     for sample in samples:
         place = (sample.row["media_file"], sample.row["media_offset"], sample.row["media_size"])
         digest.update(repr((sample.row["clip_id"], *place)).encode() + sample.meta + sample.caption)
-    done = _complete(dataset, stem, digest.hexdigest())
+    done = _complete(dataset, stem, digest.hexdigest(), verify)
     if done is None:
         done = _write(dataset, stem, samples, digest.hexdigest(), errors)
     return done
 
 
-def _complete(dataset: Dataset, stem: str, digest: str) -> dict[str, Any] | None:
+def _complete(dataset: Dataset, stem: str, digest: str, verify: bool) -> dict[str, Any] | None:
     """The entry of a shard that is complete and made from the same clips, else None.
 
     A shard in which clips are missing counts as incomplete: their media may be back.
@@ -272,11 +275,36 @@ def _complete(dataset: Dataset, stem: str, digest: str) -> dict[str, Any] | None
     storage = dataset.storage
     if not (storage.exists(f"{stem}.tar") and storage.exists(f"{stem}.index.parquet")):
         return None
-    metadata = pq.read_schema(io.BytesIO(storage.read(f"{stem}.index.parquet"))).metadata or {}
-    entry: dict[str, Any] = json.loads(metadata.get(b"clipmill_shard", b"{}"))
+    index = io.BytesIO(storage.read(f"{stem}.index.parquet"))
+    try:
+        table = pq.read_table(index)
+        metadata = table.schema.metadata or {}
+        entry: dict[str, Any] = json.loads(metadata.get(b"clipmill_shard", b"{}"))
+    except (ValueError, OSError):  # it is in memory: nothing else than damage
+        return None
     if metadata.get(b"clipmill_plan") != digest.encode() or entry.pop("errors", 1):
         return None
-    return entry if storage.fs.size(storage.path(f"{stem}.tar")) == entry["filesize"] else None
+    if storage.fs.size(storage.path(f"{stem}.tar")) != entry["filesize"]:
+        return None
+    return entry if not verify or _intact(dataset, f"{stem}.tar", table.to_pylist()) else None
+
+
+def _intact(dataset: Dataset, name: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether a shard's members are those that its index holds the checksums of."""
+    with dataset.storage.fs.open(dataset.storage.path(name), "rb") as file:
+        for row in rows:
+            for kind in ("mp4", "json", "txt"):
+                file.seek(row[f"{kind}_offset"] - _BLOCK)
+                header, content = file.read(_BLOCK), file.read(row[f"{kind}_size"])
+                if zlib.crc32(content) != row[f"{kind}_crc32"]:
+                    return False
+                try:
+                    member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+                except tarfile.HeaderError:
+                    return False
+                if (member.name, member.size) != (f"{row['clip_id']}.{kind}", len(content)):
+                    return False
+    return True
 
 
 def _write(dataset: Dataset, stem: str, samples: list[_Sample], digest: str, errors: _Errors) -> dict[str, Any]:

@@ -187,6 +187,23 @@ def test_another_decision_of_the_same_name_leaves_no_old_shards_behind(root: Pat
     assert {entry["url"] for entry in listed} == {path.name for path in (root / "shards/default").glob("*.tar")}
 
 
+@pytest.mark.parametrize("damage", ["content", "header", "index"])
+def test_a_damaged_shard_is_written_again_when_asked_to_verify(root: Path, damage: str) -> None:
+    export(str(root), "default", shard_clips=7)
+    clean = content(root)
+    name = "000001.index.parquet" if damage == "index" else "000001.tar"
+    path = root / "shards/default" / name
+    data = bytearray(path.read_bytes())
+    at = {"content": 2000, "header": 0, "index": len(data) - 200}[damage]
+    data[at : at + 100] = bytes(100)
+    path.write_bytes(data)
+    whole = root / "shards/default/000000.tar"
+    before = whole.stat().st_mtime_ns
+    export(str(root), "default", shard_clips=7, verify=True)
+    assert content(root) == clean
+    assert whole.stat().st_mtime_ns == before, "what is whole is not written again"
+
+
 def test_missing_media_is_a_row_with_a_reason_and_no_broken_shard(root: Path) -> None:
     (root / "media/part-00000.tar").unlink()
     summary = export(str(root), "default")
