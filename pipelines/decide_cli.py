@@ -132,6 +132,8 @@ def export_command(dataset: str, name: str, shard_size: str, shard_clips: int, v
         f"{dataset}/shards/{name}: {count(shards)} shard{'s' * (shards != 1)}, {count(made['clips'])} clips, "
         f"{clock(made['seconds'])}, {file_size(made['bytes'])}"
     )
+    if not made["clips"] and not made["errors"]:
+        click.echo(f"warning: decision {name!r} keeps no clip, so there is nothing to train on", err=True)
     if made["errors"]:
         click.echo(f"{count(made['errors'])} clips could not be exported: see shards/{name}/errors.parquet", err=True)
         sys.exit(1)

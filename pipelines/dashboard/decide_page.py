@@ -262,7 +262,10 @@ class DecidePage:
         )
         if made["errors"]:
             text += f"; {figures.count(made['errors'])} clips could not be exported, see errors.parquet there"
-        ui.notify(text, type="warning" if made["errors"] else "positive", multi_line=True, timeout=10000)
+        if not made["clips"] and not made["errors"]:
+            text = f"{name} keeps no clip, so no shards were written"
+        good = made["clips"] and not made["errors"]
+        ui.notify(text, type="positive" if good else "warning", multi_line=True, timeout=10000)
 
     def _download(self, kind: str) -> None:
         ui.navigate.to(f"/d/{self.data.name}/download.{kind}?{self.view.query()}")

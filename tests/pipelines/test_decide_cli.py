@@ -209,6 +209,13 @@ def test_export_and_report_print_where_they_wrote(root: Path, rules: Path) -> No
     assert run("report", root).output == f"{root}/report.html\n"
 
 
+def test_an_export_of_nothing_warns(root: Path) -> None:
+    decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "nothing")
+    done = run("export", root, "--decision", "nothing")
+    assert done.exit_code == 0
+    assert done.stderr == "warning: decision 'nothing' keeps no clip, so there is nothing to train on\n"
+
+
 def test_clips_that_cannot_be_exported_make_exit_code_1(tmp_path: Path, rules: Path) -> None:
     made = make_dataset(tmp_path / "data", clips=6)
     run("decide", made, "--rules", rules)
