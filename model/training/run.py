@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,7 +39,11 @@ def run(config: TrainConfig) -> Path:
         NonFiniteLoss, Interrupted, CheckpointProblem: see stage.py.
     """
     result = Path(config.output)
-    with process_group(threads=config.compute.threads) as ranks, _stop_on_signal() as asked:
+    with (
+        process_group(threads=config.compute.threads) as ranks,
+        _alone(Path(config.output), ranks),
+        _stop_on_signal() as asked,
+    ):
         _quiet(ranks)
         previous: VideoModel | None = None
         started = False
@@ -195,6 +201,34 @@ def too_large(stage: StageConfig, estimate: MemoryEstimate, free: int, config: T
 def stage_folder(config: TrainConfig, number: int) -> Path:
     """`OUTPUT/02-video-256`, stages counted from 1."""
     return Path(config.output) / f"{number:02d}-{config.stages[number - 1].name}"
+
+
+@contextmanager
+def _alone(output: Path, ranks: Ranks) -> Iterator[None]:
+    """Keep a second run out of the output while the block runs. The first rank holds the lock; it dies with it.
+
+    Raises:
+        ConfigError: another run holds it, or the folder cannot be made; on every rank.
+    """
+    with ExitStack() as held:
+        refusal: list[Any] = [None]
+        if ranks.first:
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                file = held.enter_context(open(output / ".lock", "a"))
+            except OSError as error:
+                refusal[0] = f"output: {output} cannot be written to: {error.strerror}"
+            else:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    refusal[0] = f"{output}: another `clipmill train` is at work there; choose another `output`"
+                except OSError as error:  # a cluster's file system may be mounted without locks
+                    log.warning("%s cannot be locked (%s): see that no second run writes to it", output, error.strerror)
+        dist.broadcast_object_list(refusal, src=0, group=ranks.control)
+        if refusal[0]:
+            raise ConfigError(refusal[0])
+        yield
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
 import shutil
@@ -84,6 +85,20 @@ def test_a_finished_stage_of_another_configuration_is_not_taken_for_this_one(out
     (output / "02-b").mkdir()
     with pytest.raises(CheckpointProblem, match=r"02-b started from its result: remove"):
         run(_more(_config(output, shards, steps=3)))
+
+
+def test_a_second_run_keeps_off_until_the_first_is_gone(output: Path, shards: Path) -> None:
+    """Its first act would be to throw away what the other is writing. A lock file that nobody holds is no lock."""
+    config = _config(output, shards, steps=3)
+    written = output / "01-a" / "checkpoints" / "step-00000003.tmp"
+    written.mkdir()
+    with open(output / ".lock", "a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match=r"run: another `clipmill train` is at work there"):
+            run(config)
+        assert written.is_dir()
+    run(config)
+    assert steps_in(written.parent) == [1, 2, 3]
 
 
 def test_a_full_disk_while_the_result_is_written_leaves_the_checkpoints(output: Path, shards: Path) -> None:
