@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from model.data.dataset import ClipDataset, TrainingSample
 from model.data.order import micro_batches
+
+_PR_SET_PDEATHSIG = 1
 
 
 class _Places(Sampler[list[tuple[int, int]]]):
@@ -52,7 +59,7 @@ def load_batches(
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         collate_fn=_as_list,
-        worker_init_fn=_one_thread,
+        worker_init_fn=partial(_begin_worker, os.getpid()),
         multiprocessing_context="fork" if workers else None,
     )
 
@@ -61,5 +68,14 @@ def _as_list(samples: list[TrainingSample]) -> list[TrainingSample]:
     return samples
 
 
-def _one_thread(worker: int) -> None:
+def _begin_worker(trainer: int, worker: int) -> None:
+    """A decoding process lives exactly as long as the trainer, and works on one thread."""
     torch.set_num_threads(1)
+    # A terminal, systemd or a scheduler signals all processes of a run. The trainer saves and stops, and needs its
+    # samples until then; it is what ends this process.
+    for which in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(which, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # kill -9 of the trainer leaves nobody behind
+        if os.getppid() != trainer:  # it went before that
+            os._exit(1)

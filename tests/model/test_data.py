@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
+import signal
+import sys
 import tarfile
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,6 +116,40 @@ def test_samples_are_the_same_on_any_ranks_and_workers_and_after_a_resume(
             assert (sample.key, sample.caption, sample.fps) == (other.key, other.caption, other.fps)
             assert np.array_equal(sample.frames, other.frames)
     assert sorted(expected) == [0, 1, 2, 3], "steps 1 and 2 were loaded, once"
+
+
+def test_decoding_processes_leave_stopping_to_the_trainer(shards: Path) -> None:
+    """Whatever is sent to all processes of a run: the trainer may need a few more samples before it has saved."""
+    loader = iter(load_batches(_dataset(shards), first_step=0, last_step=3, micro_batch=1, workers=1))
+    next(loader)
+    (process,) = multiprocessing.active_children()
+    for which in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        os.kill(process.pid, which)
+    assert len(list(loader)) == 11
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_decoding_processes_go_when_the_trainer_is_killed(shards: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+
+    def trainer() -> None:
+        # More is prepared than a pipe holds: torch's own watch over the parent ends in writing to it for ever.
+        loader = iter(load_batches(_dataset(shards), first_step=0, last_step=99, micro_batch=1, workers=1, prefetch=32))
+        next(loader)
+        time.sleep(1)
+        theirs.send(multiprocessing.active_children()[0].pid)
+        time.sleep(600)
+
+    process = multiprocessing.get_context("fork").Process(target=trainer)
+    process.start()
+    assert ours.poll(60)
+    stat = Path(f"/proc/{ours.recv()}/stat")
+    process.kill()
+    process.join()
+    end = time.monotonic() + 10
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":  # a zombie, where init does not reap
+        assert time.monotonic() < end, "still there"
+        time.sleep(0.01)
 
 
 # ---- frames --------------------------------------------------------------------------------------------------------
