@@ -112,7 +112,7 @@ class ClipDataset(Dataset[TrainingSample]):
                 draws = self.streams.draws(Purpose.FRAMES, ordinal)
                 taken = read_clip(data, bucket.frames, size, rates_fps=self._rates_fps, choose=draws, crop=crop)
         except CannotRead as error:
-            raise SampleError(url, key, str(error)) from error
+            raise SampleError(f"sample {key} of {url}: {error}") from error
         sample.frames, sample.fps = taken.pixels, max(1.0, taken.fps)
         return sample
 

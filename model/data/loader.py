@@ -11,10 +11,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from model.data.dataset import ClipDataset, TrainingSample
 from model.data.order import micro_batches
+from model.data.shards import DataError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -34,6 +35,19 @@ class _Places(Sampler[list[tuple[int, int]]]):
         return (self._last - self._first) * len(self._places)
 
 
+class _Reported(Dataset[TrainingSample | DataError]):
+    """Bad data as a value: an exception comes out of a decoding process with that process's stack as its message."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, where: tuple[int, int]) -> TrainingSample | DataError:
+        try:
+            return self._dataset[where]
+        except DataError as error:
+            return error
+
+
 def load_batches(
     dataset: ClipDataset,
     *,
@@ -44,17 +58,18 @@ def load_batches(
     world: int = 1,
     workers: int = 0,
     prefetch: int = 4,
-) -> DataLoader[TrainingSample]:
+) -> Iterator[list[TrainingSample]]:
     """Lists of `micro_batch` samples: all micro-steps of first_step, then of the next, up to last_step (exclusive).
 
     The dataset is a pure function, so resuming is starting at another step, at no cost.
 
     Raises:
         ValueError: the global batch does not divide among the ranks.
+        DataError: from the iterator, at the place of the sample.
     """
     places = micro_batches(dataset.plan.global_batch, micro_batch, rank, world)
-    return DataLoader(
-        dataset,
+    loader = DataLoader(
+        _Reported(dataset),
         batch_sampler=_Places(first_step, last_step, places),
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
@@ -62,9 +77,20 @@ def load_batches(
         worker_init_fn=partial(_begin_worker, os.getpid()),
         multiprocessing_context="fork" if workers else None,
     )
+    return (_sound(batch) for batch in loader)
 
 
-def _as_list(samples: list[TrainingSample]) -> list[TrainingSample]:
+def _as_list(samples: list[TrainingSample | DataError]) -> list[TrainingSample | DataError]:
+    return samples
+
+
+def _sound(batch: list[TrainingSample | DataError]) -> list[TrainingSample]:
+    """Raises DataError: the first one in the batch."""
+    samples = []
+    for each in batch:
+        if isinstance(each, DataError):
+            raise each
+        samples.append(each)
     return samples
 
 

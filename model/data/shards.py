@@ -65,11 +65,7 @@ class ShardError(DataError):
 
 
 class SampleError(DataError):
-    """One sample that cannot be read: `shard` and `key` say which."""
-
-    def __init__(self, shard: str, key: str, message: str) -> None:
-        super().__init__(f"sample {key} of {shard}: {message}")
-        self.shard, self.key = shard, key
+    """One sample that cannot be read."""
 
 
 @dataclass(frozen=True)

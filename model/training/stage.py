@@ -131,12 +131,10 @@ class StageTrainer:
             metrics = Metrics(self.folder, every=saving.log_every, first=self.step, steps=stage.steps)
         buckets = SigmaBuckets(stage.p_mean, stage.p_std)
         peak = peak_tflops(self.ranks.device, saving.peak_tflops)
-        loader = iter(
-            load_batches(
-                self.data.dataset, first_step=self.step, last_step=stage.steps,
-                micro_batch=self.config.compute.micro_batch, rank=self.ranks.rank, world=self.ranks.world,
-                workers=self.config.data.workers, prefetch=self.config.data.prefetch,
-            )
+        loader = load_batches(
+            self.data.dataset, first_step=self.step, last_step=stage.steps,
+            micro_batch=self.config.compute.micro_batch, rank=self.ranks.rank, world=self.ranks.world,
+            workers=self.config.data.workers, prefetch=self.config.data.prefetch,
         )  # fmt: skip
         try:
             while self.step < stage.steps:

@@ -120,7 +120,7 @@ def test_samples_are_the_same_on_any_ranks_and_workers_and_after_a_resume(
 
 def test_decoding_processes_leave_stopping_to_the_trainer(shards: Path) -> None:
     """Whatever is sent to all processes of a run: the trainer may need a few more samples before it has saved."""
-    loader = iter(load_batches(_dataset(shards), first_step=0, last_step=3, micro_batch=1, workers=1))
+    loader = load_batches(_dataset(shards), first_step=0, last_step=3, micro_batch=1, workers=1)
     next(loader)
     (process,) = multiprocessing.active_children()
     for which in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -323,6 +323,9 @@ def test_an_undecodable_clip_stops_or_is_replaced_the_same_way_every_time(tmp_pa
     strict, lenient = _dataset(tmp_path), _dataset(tmp_path, replace_bad=True)
     with pytest.raises(SampleError, match=r"clip0001 of .*0\.tar: cannot be decoded"):
         [strict[(0, p)] for p in range(4)]
+    for workers in (0, 1):
+        with pytest.raises(SampleError, match=r"^sample clip0001 of .*0\.tar: cannot be decoded.*$"):
+            list(load_batches(strict, first_step=0, last_step=1, micro_batch=1, workers=workers))
     found = [lenient[(s, p)] for s in range(3) for p in range(4)]
     assert all(s.key != "clip0001" for s in found)
     assert any("clip0001" in m for s in found for m in s.replaced)
