@@ -16,9 +16,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -33,6 +34,8 @@ MEDIA = {
     "latents": "latents",
 }  # fmt: skip
 BLOCK = 512
+_MEMBER = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")  # webdataset's rule: folders may have dots, and may be `./`
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 FULL_INDEX, EXPORT_INDEX = ".samples.parquet", ".index.parquet"
 
 SCHEMA = pa.schema(
@@ -150,7 +153,7 @@ def _export_index(url: str, table: pa.Table) -> tuple[int, Callable[[], pa.Table
                 row |= {f"{kind}_{what}": each[f"{member}_{what}"] for what in ("offset", "size")}
                 row[f"{kind}_crc32"] = each.get(f"{member}_crc32")  # exports of early versions have none
             facts = read_member(url, f"{row['key']}.json", row["json_offset"], row["json_size"], row["json_crc32"])
-            row |= _facts(json.loads(facts))
+            row |= _facts(facts, f"{url}: {row['key']}.json")
             if row["txt_size"] and not row["captions"]:
                 row["captions"] = ["text"]
             rows.append(row)
@@ -189,7 +192,8 @@ def scan_tar(url: str) -> pa.Table:
             for member in tar:
                 if not member.isfile():
                     continue
-                key, _, extension = member.name.partition(".")
+                named = _MEMBER.match(member.name)
+                key, extension = named.groups() if named else ("", "")
                 kind = "media" if extension in MEDIA else extension
                 if kind not in ("media", "json", "txt"):
                     continue
@@ -203,34 +207,51 @@ def scan_tar(url: str) -> pa.Table:
                 if kind == "media":
                     row["media"] = extension
                 elif kind == "json":
-                    row |= _facts(json.loads(data))
+                    row |= _facts(data, f"{url}: {member.name}")
                 elif data.strip():
                     row["captions"] = row["captions"] or ["text"]
     except (tarfile.TarError, EOFError) as error:
+        packed = _compression(url)
+        if packed:
+            raise ShardError(f"{url}: compressed with {packed}; members are read in place: decompress it") from error
         raise ShardError(f"{url}: not a whole tar file ({error}); export it again") from error
-    except json.JSONDecodeError as error:
-        raise ShardError(f"{url}: a .json member is not JSON ({error})") from error
     bare = [key for key, row in samples.items() if "media" not in row]
     if bare:
         raise ShardError(f"{url}: {len(bare)} samples have no video, image or latents, first {bare[0]}")
     if not samples:
-        raise ShardError(f"{url}: an empty tar")
+        raise ShardError(f"{url}: an empty tar, or no member is called KEY.mp4 or the like ({', '.join(MEDIA)})")
     return pa.Table.from_pylist(list(samples.values()), schema=SCHEMA)
 
 
-def _facts(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What the trainer filters on, from a sample's json (a row of the clips table)."""
-    facts: dict[str, Any] = {
-        "frames": meta.get("frames"),
-        "rate_fps": meta.get("rate_fps"),
-        "width": meta.get("width"),
-        "height": meta.get("height"),
-        "motion": meta.get("motion_coarse"),
-        "camera": meta.get("camera"),
-        "elevation_deg": meta.get("elevation_deg"),
-    }
+def _facts(text: bytes, where: str) -> dict[str, Any]:
+    """What the trainer filters on, from a sample's json (a row of the clips table).
+
+    Raises:
+        ShardError: no JSON object, or a value of the wrong type.
+    """
+    try:
+        meta = json.loads(text)
+    except ValueError as error:
+        raise ShardError(f"{where}: not JSON ({error})") from error
+    if not isinstance(meta, dict):
+        raise ShardError(f"{where}: a JSON object is needed, not a {type(meta).__name__}")
+    facts: dict[str, Any] = {}
+    for name in ("frames", "rate_fps", "width", "height", "motion", "camera", "elevation_deg"):
+        key = "motion_coarse" if name == "motion" else name
+        facts[name] = meta.get(key)
+        try:
+            pa.scalar(facts[name], SCHEMA.field(name).type)
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            raise ShardError(f"{where}: {key} {facts[name]!r}: no {SCHEMA.field(name).type}") from error
     captions = [role for role, column in CAPTION_COLUMNS.items() if meta.get(column)]
     return facts | ({"captions": captions} if captions else {})
+
+
+def _compression(url: str) -> str | None:
+    """What a file that is no tar was compressed with."""
+    with fsspec.open(url, "rb") as file:
+        start = file.read(8)
+    return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
 def read_member(url: str, name: str, offset: int, size: int, crc32: int | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -278,6 +279,41 @@ def test_a_truncated_tar_without_index_is_refused(one: Path) -> None:
         file.truncate(2000)
     with pytest.raises(ShardError, match=r"000000\.tar"):
         open_shard(str(one))
+
+
+@pytest.mark.parametrize("prefix", ["./", "v1.0/", "./a.b/c/"])
+def test_members_are_named_as_webdataset_names_them(tmp_path: Path, prefix: str) -> None:
+    key, *rest = clip(0, size=(32, 48))
+    write_shard(tmp_path / "0.tar", [(prefix + key, *rest)])
+    assert open_shard(str(tmp_path / "0.tar")).table["key"].to_pylist() == [prefix + key]
+    assert _dataset(tmp_path, batch=1)[(0, 0)].key == prefix + key
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[]", "a JSON object is needed, not a list"),
+        (b'{"frames": "x"}', "frames 'x': no int32"),
+        (b'{"frames": 99999999999}', "frames 99999999999: no int32"),
+        (b'{"camera": ["static"]}', r"camera \['static'\]: no string"),
+        (b"\xff", "not JSON"),
+    ],
+)
+def test_json_that_cannot_be_used_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, data in (("a.mp4", b"film"), ("a.json", text)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(ShardError, match=rf"0\.tar: a\.json: {message}"):
+        open_shard(str(tmp_path / "0.tar"))
+
+
+def test_a_compressed_tar_is_said_to_be_one(one: Path) -> None:
+    packed = one.with_name("packed.tar")
+    packed.write_bytes(gzip.compress(one.read_bytes()))
+    with pytest.raises(ShardError, match=r"packed\.tar: compressed with gzip.*decompress"):
+        open_shard(str(packed))
 
 
 def test_a_shard_replaced_by_another_of_the_same_size_is_noticed(one: Path) -> None:
