@@ -6,6 +6,7 @@ when opened: they are refused unless `allow_pickle=True`. A file under its final
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from collections.abc import Iterable, Mapping
@@ -102,6 +103,7 @@ def write_weights(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dense, part, metadata={"format": "pt", **(metadata or {})})
+        _order_metadata(part)
         part.replace(path)
     except (OSError, SafetensorError) as error:
         part.unlink(missing_ok=True)
@@ -109,6 +111,19 @@ def write_weights(
         raise CheckpointError(
             f"{path}: cannot write {size / 2**20:.0f} MiB ({error}); free space or choose another place"
         ) from error
+
+
+def _order_metadata(path: Path) -> None:
+    """safetensors writes metadata in an order that differs from process to process; the same weights are to make the
+    same bytes. The file holds the header's length (8 bytes), the header as JSON, and the tensors."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def fit(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

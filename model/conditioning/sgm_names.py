@@ -16,6 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_TOWER = {
+    "class_embedding": "vision_model.embeddings.class_embedding",
+    "positional_embedding": "vision_model.embeddings.position_embedding.weight",
+    "conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+    "ln_pre": "vision_model.pre_layrnorm",
+    "ln_post": "vision_model.post_layernorm",
+}
+_TOWER_BLOCK = {
+    "attn.out_proj": "self_attn.out_proj",
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
 _RESNET = {"conv_shortcut": "nin_shortcut"}
 _TEMPORAL_RESNET = {
     "norm1": "in_layers.0",
@@ -113,15 +127,33 @@ def open_clip_vision_state(encoder: Any) -> dict[str, Tensor]:
         for leaf in ("weight", "bias"):
             parts = [source[f"{here}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
             state[f"{there}.attn.in_proj_{leaf}"] = torch.cat(parts)
-            for theirs, ours in (
-                ("attn.out_proj", "self_attn.out_proj"),
-                ("ln_1", "layer_norm1"),
-                ("ln_2", "layer_norm2"),
-                ("mlp.c_fc", "mlp.fc1"),
-                ("mlp.c_proj", "mlp.fc2"),
-            ):
+            for theirs, ours in _TOWER_BLOCK.items():
                 state[f"{there}.{theirs}.{leaf}"] = source[f"{here}.{ours}.{leaf}"]
     return state
+
+
+def transformers_vision_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The reverse: an open_clip image tower's weights under the names of CLIPVisionModelWithProjection.
+
+    Keys that no such tower has keep their names.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name, _, leaf = key.rpartition(".")
+        found = re.fullmatch(r"transformer\.resblocks\.(\d+)\.(.+)", name)
+        layer = f"vision_model.encoder.layers.{found[1]}" if found else ""
+        if key == "proj":
+            renamed["visual_projection.weight"] = value.T.contiguous()
+        elif key in _TOWER or name in _TOWER:
+            renamed[_TOWER.get(key) or f"{_TOWER[name]}.{leaf}"] = value
+        elif found and found[2] == "attn" and leaf.startswith("in_proj_"):
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                renamed[f"{layer}.self_attn.{part}_proj.{leaf.removeprefix('in_proj_')}"] = piece.clone()
+        elif found and found[2] in _TOWER_BLOCK:
+            renamed[f"{layer}.{_TOWER_BLOCK[found[2]]}.{leaf}"] = value
+        else:
+            renamed[key] = value
+    return renamed
 
 
 def open_clip_vision_config(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from model.conditioning.sgm_names import (
     is_autoencoder_attention,
     open_clip_vision_config,
     open_clip_vision_state,
+    transformers_vision_state,
 )
 from model.key_layouts import SGM_PREFIX, sgm_keys
 from model.tasks.description import ModelDescription, ModelDirectoryError, published_image_to_video
@@ -199,17 +200,42 @@ def _without_quant_conv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _image_encoder(state: dict[str, Tensor], config: dict[str, Any] | None, source: Path) -> OpenClipImageEncoder:
+def _image_encoder(
+    state: dict[str, Tensor], config: dict[str, Any] | None, source: Path
+) -> TransformersImageEncoder | OpenClipImageEncoder:
+    """The tower as transformers' CLIP, which diffusers opens; as open_clip's where its configuration asks for more."""
     from curation.compat import ensure_torchvision
 
     ensure_torchvision()
-    from open_clip import CLIP
+    plain = open_clip_vision_config(state)["vision_cfg"]
+    config = config or {"vision_cfg": plain}
+    vision = config["vision_cfg"]
+    where = f"{source} (image encoder)"
+    if config.get("quick_gelu") or not vision.keys() <= plain.keys():
+        from open_clip import CLIP
 
-    config = config or open_clip_vision_config(state)
+        with torch.device("meta"):
+            visual = CLIP(**config).visual
+        fit(visual, state, where)
+        return OpenClipImageEncoder(visual, config=config)
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    sizes = CLIPVisionConfig(
+        hidden_size=plain["width"],
+        intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        num_hidden_layers=plain["layers"],
+        num_attention_heads=plain["width"] // vision.get("head_width", 64),
+        image_size=plain["image_size"],
+        patch_size=plain["patch_size"],
+        projection_dim=state["proj"].shape[1],
+        hidden_act="gelu",
+    )
     with torch.device("meta"):
-        visual = CLIP(**config).visual
-    fit(visual, state, f"{source} (image encoder)")
-    return OpenClipImageEncoder(visual, config=config)
+        encoder = CLIPVisionModelWithProjection(sizes)
+    fit(encoder, transformers_vision_state(state), where)
+    embeddings = encoder.vision_model.embeddings
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]  # a constant, which no file holds
+    return TransformersImageEncoder(encoder)
 
 
 def _vision_of(encoder: object, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -85,7 +85,6 @@ def test_what_was_saved_samples_the_same_frames(model, saved):
     again = VideoModel.load(saved)
     assert again.description == model.description
     assert again.unet.config == model.unet.config
-    # The image encoder is another implementation of the same network: equal up to rounding.
     expected = frames_of(model)
     torch.testing.assert_close(frames_of(again), expected, atol=1e-3, rtol=0)
     assert (frames_of(again, seed=24) - expected).abs().max() > 0.02  # not for lack of sensitivity
@@ -103,6 +102,33 @@ def frames_of_with(found: VideoModel, reference: VideoModel) -> Tensor:
     """With the options of another model: a published file does not know its guidance."""
     found.description = reference.description
     return frames_of(found)
+
+
+def test_a_file_becomes_a_directory_that_diffusers_opens(model, saved, tmp_path):
+    from diffusers import StableVideoDiffusionPipeline
+    from open_clip import CLIP
+
+    from model.conditioning.resize import clip_pixels
+    from model.conditioning.sgm_names import open_clip_vision_config
+
+    VideoModel.load(saved).save(tmp_path / "directory")
+    pipeline = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "directory")
+    # open_clip's own network with the weights of the file, which generative-models would run.
+    prefix = "conditioner.embedders.0.open_clip.model.visual."
+    state = {key.removeprefix(prefix): v for key, v in load_file(saved).items() if key.startswith(prefix)}
+    tower = CLIP(**open_clip_vision_config(state)).visual.eval()
+    tower.load_state_dict(state)
+    pixels = clip_pixels(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1, 224)
+    with torch.no_grad():
+        expected = tower(pixels)
+        torch.testing.assert_close(pipeline.image_encoder(pixels).image_embeds, expected, atol=1e-5, rtol=0)
+    assert expected.std() > 0.01  # not for lack of sensitivity
+
+
+def test_the_same_model_makes_the_same_bytes(model, saved, tmp_path):
+    for i in range(4):  # safetensors shuffles its metadata anew for each file
+        model.save(tmp_path / f"{i}.safetensors")
+        assert (tmp_path / f"{i}.safetensors").read_bytes() == saved.read_bytes()
 
 
 def test_names_are_those_of_generative_models(saved):
