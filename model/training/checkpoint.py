@@ -85,18 +85,17 @@ def read_manifest(folder: Path, step: int) -> Manifest:
     return manifest
 
 
-def compare_settings(manifest: Manifest, now: Mapping[str, Any], where: Path, *, among_those: bool = False) -> None:
-    """Refuse to go on from a checkpoint of another run. `among_those`: only what `now` holds is compared.
+def compare_settings(manifest: Manifest, now: Mapping[str, Any], where: Path) -> None:
+    """Refuse to go on from a checkpoint of another run. Compared is what both tell: an older one tells less.
 
     Raises:
         CheckpointProblem: names what differs.
     """
     then = manifest.settings
     now = json.loads(json.dumps(now))
-    keys = now.keys() if among_those else then.keys() | now.keys()
-    differ = [k for k in sorted(keys) if then.get(k) != now.get(k)]
+    differ = [k for k in sorted(then.keys() & now.keys()) if then[k] != now[k]]
     if differ:
-        listed = "; ".join(f"{k}: {_short(then.get(k))} then, {_short(now.get(k))} now" for k in differ)
+        listed = "; ".join(f"{k}: {_short(then[k])} then, {_short(now[k])} now" for k in differ)
         raise CheckpointProblem(
             f"{where} was written by another configuration ({listed}). "
             "Restore the configuration, or choose another `output`"

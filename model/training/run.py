@@ -23,8 +23,8 @@ from model.training.config_file import ConfigError, render
 from model.training.cost import MemoryEstimate, Shape, available_memory, estimate_memory
 from model.training.export import LORA, MODEL, export_stage
 from model.training.launch import Ranks, process_group
-from model.training.stage import StageTrainer, stage_settings
-from model.training.stage_data import StageData, motion_map, stage_data
+from model.training.stage import StageTrainer, run_settings
+from model.training.stage_data import StageData, data_fingerprint, motion_map, stage_data
 from model.training.starting_point import starting_point
 from model.training.validation import Validation, validation_clips
 
@@ -71,6 +71,7 @@ def is_done(config: TrainConfig, number: int) -> bool:
 
     Raises:
         CheckpointProblem: it was trained by another configuration, or a later stage started from what would change.
+        DataError: the shards are not there to be compared.
     """
     stage, folder = config.stages[number - 1], stage_folder(config, number)
     if not (folder / (LORA if stage.lora is not None else MODEL)).is_dir():
@@ -79,7 +80,7 @@ def is_done(config: TrainConfig, number: int) -> bool:
     if not steps:
         return True  # the checkpoints were deleted: the result is all there is to know
     manifest = read_manifest(folder / "checkpoints", steps[-1])
-    compare_settings(manifest, stage_settings(stage) | {"seed": config.seed}, folder, among_those=True)
+    compare_settings(manifest, run_settings(config, stage, data_fingerprint(config.data, stage)), folder)
     if manifest.step > stage.steps:
         raise CheckpointProblem(
             f"{folder} was trained for {manifest.step} steps, {stage.steps} are asked: choose another `output`"

@@ -24,7 +24,7 @@ from model.tasks.video_model import VideoModel
 from model.training.adamw import ExactAdamW
 from model.training.checkpoint import Checkpointer, CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
-from model.training.config_file import ConfigError
+from model.training.config_file import ConfigError, from_anywhere
 from model.training.cost import shape_of, step_flops
 from model.training.ema import Ema
 from model.training.encode import Encoder
@@ -259,8 +259,8 @@ class StageTrainer:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same to go on from a checkpoint."""
-        rest = {"seed": self.config.seed, "data": self.data.fingerprint, "network": asdict(self.model.unet.config)}
-        return stage_settings(self.stage) | rest
+        known = run_settings(self.config, self.stage, self.data.fingerprint)
+        return known | {"network": asdict(self.model.unet.config)}
 
     def state(self, names: set[str] | None = None) -> dict[str, Tensor]:
         """Every tensor that training changes: weights, AdamW's moments, averages.
@@ -330,6 +330,8 @@ class StageTrainer:
         self.checkpoints.wait()
 
 
-def stage_settings(stage: StageConfig) -> dict[str, Any]:
-    """What a stage must keep to be gone on with: everything but its name and length."""
-    return {key: value for key, value in asdict(stage).items() if key not in ("name", "steps")}
+def run_settings(config: TrainConfig, stage: StageConfig, fingerprint: str) -> dict[str, Any]:
+    """What a stage must keep to be gone on with: everything but its name and length, the data and the model."""
+    kept = {key: value for key, value in asdict(stage).items() if key not in ("name", "steps")}
+    model = {f"model.{key}": value for key, value in asdict(from_anywhere(config).model).items()}
+    return kept | model | {"seed": config.seed, "data": fingerprint}

@@ -41,7 +41,7 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
         ValueError: an impossible size.
     """
     streams = Streams(seed, stage.name)
-    table = pictures = SampleTable.open(data.shards)
+    table, pictures = _tables(data, stage)
     choices = sizes(stage.height, stage.width, size_multiple, by_aspect=stage.aspect_buckets)
     wanted = Wanted(
         frames=stage.frames,
@@ -57,8 +57,6 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     if stage.frames == 1:
         groups = [(t, replace(b, image=True), m) for t, b, m in groups]
     elif stage.image_share:
-        if data.images:
-            pictures = SampleTable.open(data.images)
         images = select(pictures, wanted, image=True)
         extra = [(pictures, bucket, m) for bucket, m in by_bucket(pictures, images, 1, choices, image=True)]
         share = stage.image_share / (1 - stage.image_share) * sum(weights)
@@ -81,8 +79,7 @@ def stage_data(data: DataConfig, stage: StageConfig, *, seed: int, size_multiple
     )
     if len(groups) > 1:
         summary += " in shapes " + ", ".join(f"{b} ({len(m)})" for _, b, m in groups)
-    fingerprint = _fingerprint(table) + (f" and {_fingerprint(pictures)}" if pictures is not table else "")
-    return StageData(dataset, table, streams, fingerprint, summary)
+    return StageData(dataset, table, streams, _fingerprint(table, pictures), summary)
 
 
 def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets:
@@ -97,9 +94,24 @@ def motion_map(data: StageData, known: MotionBuckets | None) -> MotionBuckets:
         return DEFAULT
 
 
-def _fingerprint(table: SampleTable) -> str:
+def data_fingerprint(data: DataConfig, stage: StageConfig) -> str:
+    """The same as `stage_data`'s. Raises DataError."""
+    return _fingerprint(*_tables(data, stage))
+
+
+def _tables(data: DataConfig, stage: StageConfig) -> tuple[SampleTable, SampleTable]:
+    """The clips, and where the single images of joint training come from (the same, if from nowhere else)."""
+    table = SampleTable.open(data.shards)
+    apart = stage.frames > 1 and stage.image_share and data.images
+    return table, SampleTable.open(data.images) if apart else table
+
+
+def _fingerprint(table: SampleTable, pictures: SampleTable) -> str:
     """The content the order is over: keys and sizes of all samples."""
-    digest = hashlib.sha256()
-    for column in ("key", "media_size"):
-        digest.update(repr(table.table[column].to_pylist()).encode())
-    return f"{len(table)} samples, {digest.hexdigest()[:16]}"
+    parts = []
+    for each in [table] if pictures is table else [table, pictures]:
+        digest = hashlib.sha256()
+        for column in ("key", "media_size"):
+            digest.update(repr(each.table[column].to_pylist()).encode())
+        parts.append(f"{len(each)} samples, {digest.hexdigest()[:16]}")
+    return " and ".join(parts)

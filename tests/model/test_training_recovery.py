@@ -77,9 +77,23 @@ def test_a_finished_stage_goes_on_when_more_steps_are_asked(output: Path, shards
     assert model.read_bytes() != before
 
 
-def test_a_finished_stage_of_another_configuration_is_not_taken_for_this_one(output: Path, shards: Path) -> None:
+def test_a_finished_stage_of_another_configuration_is_not_taken_for_this_one(
+    output: Path, shards: Path, tmp_path: Path
+) -> None:
+    other_shards = make_shards(tmp_path / "others", shards=1, clips=1, size=(32, 48))
     with pytest.raises(CheckpointProblem, match=r"01-a was written by another.*p_mean: 0.0 then, 0.2 now"):
         run(_config(output, shards, p_mean=0.2))
+    config = _config(output, shards)
+    for changed, message in (
+        (replace(config, model=replace(config.model, autoencoder="haar-1")), r'model\.autoencoder: "haar" then'),
+        (
+            replace(config, model=replace(config.model, channels=(32, 64))),
+            r"channels: null then, \[32, 64\] now",
+        ),
+        (replace(config, data=replace(config.data, shards=(str(other_shards),))), r'data: "3 samples.*"1 samples'),
+    ):
+        with pytest.raises(CheckpointProblem, match=rf"01-a was written by another.*{message}"):
+            run(changed)
     with pytest.raises(CheckpointProblem, match=r"trained for 2 steps, 1 are asked"):
         run(_config(output, shards, steps=1))
     (output / "02-b").mkdir()
