@@ -60,7 +60,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+            image = _eight_bits(ImageOps.exif_transpose(opened), path)
             if image.has_transparency_data:  # what lies below transparent pixels is arbitrary, often white or noise
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
             image = image.convert("RGB")
@@ -73,6 +73,19 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     if size is not None and image.size != size:
         image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
     return from_bytes(np.array(image)[None])
+
+
+def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
+    """16-bit grey scaled to 8 bits. Pillow would cut it off, and numbers of no known range too.
+
+    Raises:
+        VideoFileError: 32-bit numbers, which do not say what is white.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise VideoFileError(f"{path}: pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
+    return image
 
 
 @dataclass(frozen=True)

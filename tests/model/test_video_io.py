@@ -55,6 +55,21 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
         read_image(tmp_path / "big.png")
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path, suffix):
+    ramp = np.array([[0, 257, 128 * 257, 65535]], np.uint16)
+    Image.fromarray(ramp).save(tmp_path / f"grey.{suffix}")
+    expected = torch.tensor([0, 1, 128, 255]) / 255 * 2 - 1
+    torch.testing.assert_close(read_image(tmp_path / f"grey.{suffix}")[0, 1, 0], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_of_no_known_range_are_refused(tmp_path, dtype):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(VideoFileError, match=r"a\.tif: pixels of 32 bits.*8 or 16"):
+        read_image(tmp_path / "a.tif")
+
+
 def film(path: Path, frames: int, rotation: int = 0) -> Path:
     """A film of 48 x 32 whose upper left quarter is bright."""
     picture = np.zeros((32, 48, 3), np.uint8)
