@@ -28,9 +28,25 @@ LEAST = {
 }  # fmt: skip
 """The least value of each whole number that is not a stage's."""
 
+_LONGEST_NAME = 200
+"""Bytes of a stage's name: file systems take 255, and its number and temporary endings come on top."""
+
 
 class ConfigError(Exception):
     """A configuration that cannot be run: the message names the key and the way out."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str | None] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None  # no other kind can be a key: refused below
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -43,6 +59,8 @@ def load_config(path: str | Path) -> TrainConfig:
         text = Path(path).read_text()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; `clipmill train template` prints one to start from") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not text (UTF-8); `clipmill train template` prints one to start from") from error
     return parse_config(text, str(path))
 
 
@@ -67,9 +85,9 @@ def from_anywhere(config: TrainConfig) -> TrainConfig:
 def parse_config(text: str, source: str = "configuration") -> TrainConfig:
     """The same from a string."""
     try:
-        raw = yaml.safe_load(text)
+        raw = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {error}") from error
+        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{source}: a mapping with `output`, `data` and `stages` is needed")
     raw = dict(raw)
@@ -125,6 +143,8 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
         raise ConfigError(f"{source}: saving.peak_tflops: {config.saving.peak_tflops}; more than 0, or leave it out")
     if not config.output:
         raise ConfigError(f"{source}: output: empty; name the folder of the run")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"{source}: seed: {config.seed}; 0 or more, below 2**63")
     if not config.stages:
         raise ConfigError(f"{source}: stages: at least one is needed; presets: {', '.join(PRESETS)}")
     names = [stage.name for stage in config.stages]
@@ -133,8 +153,12 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
     for stage in config.stages:
         at = f"{source}: stages.{stage.name}"
         _check_numbers(stage, at)
-        if not stage.name or {"/", "\\"} & set(stage.name):
-            raise ConfigError(f"{source}: stages: name {stage.name!r}: it names a folder; no / and not empty")
+        if not stage.name or {"/", "\\"} & set(stage.name) or not stage.name.isprintable():
+            raise ConfigError(
+                f"{source}: stages: name {stage.name!r}: it names a folder; no / and no control characters, not empty"
+            )
+        if len(os.fsencode(stage.name)) > _LONGEST_NAME:
+            raise ConfigError(f"{source}: stages: name {stage.name[:20]}...: at most {_LONGEST_NAME} bytes")
         for key in ("frames", "height", "width", "steps", "global_batch", "learning_rate", "max_grad_norm"):
             if getattr(stage, key) <= 0:
                 raise ConfigError(f"{at}.{key}: {getattr(stage, key)}; more than 0 is needed")
@@ -146,6 +170,8 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
                 raise ConfigError(f"{at}.{key}: {getattr(stage, key)}; 0 or more")
         if stage.lora is not None and stage.lora.rank < 1:
             raise ConfigError(f"{at}.lora.rank: {stage.lora.rank}; at least 1")
+        if stage.lora is not None and not 0 < stage.lora.alpha < math.inf:
+            raise ConfigError(f"{at}.lora.alpha: {stage.lora.alpha}; a finite number above 0")
         _check_captions(stage.caption_weights, at)
         try:
             re.compile(stage.trainable)
@@ -178,8 +204,9 @@ def _check_numbers(stage: StageConfig, at: str) -> None:
     """YAML has `.nan` and `.inf`, which no comparison refuses."""
     for each in fields(stage):
         value = getattr(stage, each.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{at}.{each.name}: {value}; a finite number is needed")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{at}.{each.name}: {number}; a finite number is needed")
 
 
 def _check_captions(weights: Mapping[str, float], at: str) -> None:
@@ -188,6 +215,8 @@ def _check_captions(weights: Mapping[str, float], at: str) -> None:
             raise ConfigError(f"{at}.caption_weights.{kind}: unknown kind; known: {', '.join(CAPTION_COLUMNS)}")
         if not 0 <= weight < math.inf:
             raise ConfigError(f"{at}.caption_weights.{kind}: {weight}; 0 or more")
+    if not any(weights.values()):
+        raise ConfigError(f"{at}.caption_weights: {dict(weights)}; one must be above 0")
 
 
 def render(config: TrainConfig) -> str:

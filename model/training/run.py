@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -112,6 +113,7 @@ def prepare(
     """
     check_ranks(config, stage, ranks.world)
     model = starting_point(config, stage, previous, previous.description.motion if previous else None)
+    check_trainable(stage, model)
     data = checked_data(config, stage, model)
     motion = motion_map(data, model.description.motion)
     if motion is not model.description.motion:
@@ -139,6 +141,7 @@ def _check_later(config: TrainConfig, number: int, model: VideoModel, ranks: Ran
     free = available_memory(ranks.device, ranks.local_world)
     for stage in config.stages[number:]:
         check_ranks(config, stage, ranks.world)
+        check_trainable(stage, model)
         checked_data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks.world)  # its network has at most a few more inputs
         if estimate.total > free:
@@ -168,6 +171,13 @@ def checked_data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> 
     except DataError as error:
         raise DataError(f"stage {stage.name}: {error}") from error
     return data
+
+
+def check_trainable(stage: StageConfig, model: VideoModel) -> None:
+    """Refuse a stage that trains nothing. Raises ConfigError."""
+    names = (name for name, _ in model.unet.named_parameters())
+    if stage.lora is None and not any(re.fullmatch(stage.trainable, name) for name in names):
+        raise ConfigError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
 
 
 def memory_of(config: TrainConfig, stage: StageConfig, model: VideoModel, ranks: int) -> MemoryEstimate:

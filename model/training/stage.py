@@ -24,7 +24,7 @@ from model.tasks.video_model import VideoModel
 from model.training.adamw import ExactAdamW
 from model.training.checkpoint import Checkpointer, CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
-from model.training.config_file import ConfigError, from_anywhere
+from model.training.config_file import from_anywhere
 from model.training.cost import shape_of, step_flops
 from model.training.ema import Ema
 from model.training.encode import Encoder
@@ -93,8 +93,6 @@ class StageTrainer:
         replicated = {
             f"{type(m).__name__}.{n}": p for m in self.extras for n, p in m.named_parameters() if p.requires_grad
         }
-        if not self.trained:
-            raise ConfigError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
         count = sum(p.numel() for p in model.unet.parameters())
         self.trained_share = sum(p.numel() for p in self.trained.values()) / count
         self.gradients = Gradients(list(self.trained.values()), list(replicated.values()), reductions, exact=exact)

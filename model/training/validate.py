@@ -11,7 +11,7 @@ from model.tasks.video_model import VideoModel
 from model.training.config import TrainConfig
 from model.training.config_file import ConfigError
 from model.training.cost import available_memory
-from model.training.run import check_ranks, checked_data, memory_of, too_large
+from model.training.run import check_ranks, check_trainable, checked_data, memory_of, too_large
 from model.training.starting_point import starting_point
 
 
@@ -32,6 +32,7 @@ def validate(config: TrainConfig, *, ranks: int = 1, memory_gib: float | None = 
             model = starting_point(config, stage, previous, None)
         except ValueError as error:
             raise ConfigError(f"stage {stage.name}: {error}") from error
+        check_trainable(stage, model)
         data = checked_data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks)
         if estimate.total > free:

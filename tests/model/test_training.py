@@ -21,7 +21,7 @@ from model.train_cli import train as command
 from model.training.adamw import ExactAdamW
 from model.training.checkpoint import CheckpointProblem, steps_in
 from model.training.config import ComputeConfig, StageConfig, TrainConfig
-from model.training.config_file import ConfigError, field_docs, parse_config, render, template
+from model.training.config_file import ConfigError, field_docs, load_config, parse_config, render, template
 from model.training.cost import Shape, activation_bytes, forward_flops
 from model.training.ema import Ema
 from model.training.parallelize import checkpoint_blocks
@@ -131,7 +131,15 @@ def test_every_field_is_explained_and_a_rendered_configuration_loads_again() -> 
         ("caption_weights: {coca: 1}", r"caption_weights\.coca: unknown kind; known: spatial, temporal, merged"),
         ("caption_weights: {spatial: -1}", r"caption_weights\.spatial: -1\.0; 0 or more"),
         ("name: ../elsewhere", r"name '\.\./elsewhere'.*no /"),
+        ("caption_weights: {spatial: 0, merged: 0}", r"caption_weights: .*one must be above 0"),
+        ("lora: {alpha: .nan}", r"lora\.alpha: nan; a finite number above 0"),
+        ("lora: {alpha: 0}", r"lora\.alpha: 0\.0; a finite number above 0"),
+        ("fps: [1, .inf]", r"fps: inf; a finite number"),
         ("name: ''", r"name ''.*not empty"),
+        ('name: "a\\0b"', r"name 'a\\x00b'.*no control characters"),
+        (f"name: {'n' * 300}", r"name nnn.*at most 200 bytes"),
+        ("steps: 3, steps: 4", r"^configuration: not YAML: steps is given twice in .* line 8, column \d+"),
+        ("steps: [", r"^configuration: not YAML: .*$"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_path(tmp_path: Path, change: str, message: str) -> None:
@@ -153,6 +161,7 @@ def test_a_bad_value_is_refused_with_its_path(tmp_path: Path, change: str, messa
         ("data: {shards: [x], workers: -1}", r"data\.workers: -1; at least 0"),
         ("data: {shards: [x], prefetch: 0}", r"data\.prefetch: 0; at least 1"),
         ("output: ''", r"output: empty"),
+        (f"seed: {10**30}", r"seed: 10{30}; 0 or more, below"),
         ("stages: {preset: video-256}", r"stages: a list is needed"),
         ("stages: [{preset: [video-256]}]", r"stages\.0\.preset: no preset is called .*; known"),
         ("stages: [{preset: video-256, tiny: maybe}]", r"stages\.0\.tiny: 'maybe'; true or false"),
@@ -162,6 +171,12 @@ def test_a_bad_value_outside_the_stages_is_refused_with_its_path(change: str, me
     whole = {"output": "run", "data": {"shards": ["x"]}, "stages": [{"preset": "video-256"}]}
     with pytest.raises(ConfigError, match=message):
         parse_config(yaml.safe_dump(whole | yaml.safe_load(change)))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"a\.yaml: not text"):
+        load_config(tmp_path / "a.yaml")
 
 
 def test_validation_refuses_replicas_that_do_not_come_out(tmp_path: Path, shards: Path) -> None:
@@ -175,8 +190,9 @@ def test_nothing_to_train_and_replicas_that_do_not_come_out_stop_a_run_before_it
     tmp_path: Path, shards: Path
 ) -> None:
     config = _config(tmp_path / "run", shards, "preset: image-to-video-320, trainable: nothing")
-    with pytest.raises(ConfigError, match=r"no parameter matches trainable 'nothing'"):
-        run(config)
+    for attempt in (lambda: run(config), lambda: list(validate(config))):
+        with pytest.raises(ConfigError, match=r"no parameter matches trainable 'nothing'"):
+            attempt()
     config = _config(tmp_path / "run", shards, "preset: image-to-video-320")
     with pytest.raises(ConfigError, match=r"compute\.replicate: 3 copies of the model on 1 ranks"):
         run(replace(config, compute=replace(config.compute, replicate=3)))
