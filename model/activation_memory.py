@@ -1,4 +1,4 @@
-"""How much memory training will need for activations, counted without running anything.
+"""How much memory training will need for activations, counted without running anything; and how much there is.
 
 The forward pass is traced with fake tensors (shapes, no data), and every tensor that autograd keeps for the backward
 pass is counted once per storage, parameters excepted. What a GPU needs beyond this is parameters, gradients, optimiser
@@ -7,6 +7,7 @@ state, work space, and the allocator's fragmentation.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -99,6 +100,29 @@ def training_activations(
         c_noise, ids = torch.zeros(batch), torch.zeros(batch, config.num_vector_ids)
         units = [module for unit in unet.fsdp_units() for module in unit] if checkpointing else []
         return count_activations(lambda: unet(sample, c_noise, context, ids), unet.parameters(), units)
+
+
+def sampling_at_least(config: UNetConfig, *, frames: int, height: int, width: int, element_size: int) -> int:
+    """Bytes that the network needs to sample at the very least: what the finest level keeps for the way up.
+
+    Args:
+        height, width: of the latent.
+    """
+    kept = config.layers_per_block + 1
+    return kept * frames * config.block_out_channels[0] * height * width * element_size
+
+
+def available_memory(device: torch.device, ranks_here: int) -> int:
+    """Bytes that one rank may use: of its GPU, or its share of what this machine has free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = 0
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return free // max(1, ranks_here)
 
 
 class _SavedTensors:

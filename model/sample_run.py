@@ -11,6 +11,7 @@ import click
 import torch
 from torch import Tensor
 
+from model.activation_memory import available_memory, sampling_at_least
 from model.sample_options import DTYPES, SharedOptions
 from model.tasks.camera_lora import LoraAdapters
 from model.tasks.description import make_guider
@@ -60,10 +61,31 @@ class Run:
         self.size = shared.size or (description.width, description.height)
         self.fps = shared.fps or description.fps
         check_writable(self.output, self.frames, self.size)
+        self._check_memory()
         self.options = self._options()
         self.arguments: dict[str, Any] = {"motion_bucket": self._motion_bucket(), "options": self.options}
         self._merge_loras()
         self.model.unet.prepare_for_sampling()
+
+    def _check_memory(self) -> None:
+        """Refuse a size that cannot fit whatever the options: the frames in memory, the network where it runs."""
+        (width, height), model = self.size, self.model
+        factor = model.autoencoder.factor
+        frames = self.frames * 3 * height * width * 4
+        network = sampling_at_least(
+            model.unet.config,
+            frames=self.frames,
+            height=height // factor,
+            width=width // factor,
+            element_size=model.dtype.itemsize,
+        )
+        for device, needed in ((torch.device("cpu"), frames), (torch.device(model.device), network)):
+            free = available_memory(device, 1)
+            if needed > free:
+                raise click.UsageError(
+                    f"{self.frames} frames of {width} x {height} cannot fit: at least {needed / 2**30:.1f} GiB are "
+                    f"needed, {free / 2**30:.1f} GiB are available on {device}; give a smaller --size"
+                )
 
     def _motion_bucket(self) -> float:
         if self.shared.motion_score is None:

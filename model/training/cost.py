@@ -6,7 +6,6 @@ tensors saved for the backward pass are counted as PyTorch itself does them, wit
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -153,16 +152,3 @@ def estimate_memory(
         activations=counted.kept,
         recompute=counted.largest_recompute,
     )
-
-
-def available_memory(device: torch.device, ranks_here: int) -> int:
-    """Bytes that one rank may use: of its GPU, or its share of what this machine has free."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = 0
-    try:
-        with open("/proc/meminfo") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    return free // max(1, ranks_here)

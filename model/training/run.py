@@ -15,13 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from model.activation_memory import available_memory
 from model.data.order import micro_batches
 from model.data.shards import DataError
 from model.tasks.video_model import VideoModel
 from model.training.checkpoint import CheckpointProblem, compare_settings, read_manifest, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError, render
-from model.training.cost import MemoryEstimate, Shape, available_memory, estimate_memory
+from model.training.cost import MemoryEstimate, Shape, estimate_memory
 from model.training.export import LORA, MODEL, export_stage
 from model.training.launch import Ranks, process_group
 from model.training.stage import StageTrainer, run_settings

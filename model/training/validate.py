@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from model.activation_memory import available_memory
 from model.tasks.video_model import VideoModel
 from model.training.config import TrainConfig
 from model.training.config_file import ConfigError
-from model.training.cost import available_memory
 from model.training.run import check_ranks, check_trainable, checked_data, memory_of, too_large
 from model.training.starting_point import starting_point
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from imageio_ffmpeg import get_ffmpeg_exe
 from PIL import Image
 
-from model import sample_cli, video_io
+from model import sample_cli, sample_run, video_io
 from model.sample_cli import sample
 from model.tasks import Interpolation, VideoModel
 from model.tasks.camera_lora import add_lora, save_lora
@@ -66,6 +66,16 @@ def test_image_to_video_in_all_three_formats(work, tmp_path):
         assert gif.n_frames == 4
         assert gif.info["duration"] in (140, 143)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")]  # nothing half-written is left
+
+
+def test_a_size_that_cannot_fit_is_refused_before_anything_is_sampled(work, tmp_path, monkeypatch):
+    base = ["image-to-video", "--model", work / "image-to-video", "--image", work / "a.png", *QUICK]
+    monkeypatch.setattr(sample_run, "available_memory", lambda *_: 4 * 3 * 32 * 48 * 4 - 1)
+    result = run(*base, "-o", tmp_path / "v.mp4")
+    assert result.exit_code == 2
+    assert "4 frames of 48 x 32 cannot fit: at least" in result.output
+    assert "smaller --size" in result.output
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_seed_reproduces_the_file_bit_for_bit(work, tmp_path):
