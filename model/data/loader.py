@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Generator, Iterator
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,16 +61,19 @@ def load_batches(
     world: int = 1,
     workers: int = 0,
     prefetch: int = 4,
-) -> Iterator[list[TrainingSample]]:
+) -> Generator[list[TrainingSample]]:
     """Lists of `micro_batch` samples: all micro-steps of first_step, then of the next, up to last_step (exclusive).
 
-    The dataset is a pure function, so resuming is starting at another step, at no cost.
+    The dataset is a pure function, so resuming is starting at another step, at no cost. Close the batches to end the
+    decoding processes before the last one.
 
     Raises:
         ValueError: the global batch does not divide among the ranks.
         DataError: from the iterator, at the place of the sample.
     """
     places = micro_batches(dataset.plan.global_batch, micro_batch, rank, world)
+    if workers:
+        _kill_workers_at_exit()
     loader = DataLoader(
         _Reported(dataset),
         batch_sampler=_Places(first_step, last_step, places),
@@ -77,7 +83,28 @@ def load_batches(
         worker_init_fn=partial(_begin_worker, os.getpid()),
         multiprocessing_context="fork" if workers else None,
     )
-    return (_sound(batch) for batch in loader)
+    return _batches(loader)
+
+
+def _batches(loader: DataLoader[Any]) -> Generator[list[TrainingSample]]:
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            yield _sound(batch)
+    finally:
+        del batches  # which ends the decoding processes, though an error's traceback may hold on to this frame
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    """For batches that nobody closed. Python ends such children with a SIGTERM, which these ignore, and waits."""
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
+
+    atexit.register(kill)
 
 
 def _as_list(samples: list[TrainingSample | DataError]) -> list[TrainingSample | DataError]:

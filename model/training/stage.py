@@ -162,6 +162,7 @@ class StageTrainer:
                 elif self.step % saving.every == 0:
                     self._save()
         finally:
+            loader.close()
             self.checkpoints.settle()
             if metrics is not None:
                 metrics.close()

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tarfile
 import time
@@ -151,6 +152,19 @@ def test_decoding_processes_go_when_the_trainer_is_killed(shards: Path) -> None:
     while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z":  # a zombie, where init does not reap
         assert time.monotonic() < end, "still there"
         time.sleep(0.01)
+
+
+def test_a_trainer_that_fails_ends_with_its_decoding_processes(shards: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from tests.model.test_data import _dataset\n"
+        "from model.data.loader import load_batches\n"
+        "batches = load_batches(_dataset(Path(sys.argv[1])), first_step=0, last_step=9, micro_batch=1, workers=1)\n"
+        "next(batches)\n"
+        "sys.exit('failed on purpose')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(shards)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "failed on purpose" in done.stderr
 
 
 # ---- frames --------------------------------------------------------------------------------------------------------

@@ -55,8 +55,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _config(output: Path, shards: Path, *stages: str, every: int = 100, validate: int = 0) -> TrainConfig:
-    head = HEAD.format(output=output, shards=shards, every=every, validate=validate)
-    return parse_config(head + "".join(f"  - {{tiny: true, {SMALL}, {stage}}}\n" for stage in stages))
+    text = HEAD.format(output=output, shards=shards, every=every, validate=validate)
+    for stage in stages:
+        own = {each.partition(":")[0] for each in stage.split(", ")}
+        small = ", ".join(each for each in SMALL.split(", ") if each.partition(":")[0] not in own)
+        text += f"  - {{tiny: true, {small}, {stage}}}\n"
+    return parse_config(text)
 
 
 # ---- configuration -------------------------------------------------------------------------------------------------
