@@ -8,15 +8,12 @@ bytes and in number, and frames are asked for a few clips at a time. Whatever is
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
-from av.video.stream import VideoStream
 
 from curation.clips import Clip, ClipFailure, ClipSpan, Mode, cut_clips, plan
 from curation.cuts import Cut, CutDetector, detector
@@ -25,7 +22,8 @@ from curation.flaws import flaw_columns, no_flaws
 from curation.frames import FilmFrames, jpeg
 from curation.identity import clip_id, source_id
 from curation.motion import CoarseMotion
-from curation.probe import VideoInfo, open_video, packets_of, probe
+from curation.probe import VideoInfo, probe
+from curation.remarks import remark
 from curation.rules import Rule
 from curation.schema import score
 from curation.segment import FinishedClip, Segment
@@ -37,22 +35,6 @@ SMALL_SHORT_SIDE_PX = 128  # twice what Farneback looks at, and what the package
 _SMALL_CACHE_BYTES = 640 << 20  # the 2 fps frames of an hour of 16:9
 _CLIPS_AT_ONCE, _BYTES_AT_ONCE = 8, 64 << 20
 """Clips whose frames are asked for in one pass: up to 24 frames of 854x480 are 30 MB."""
-
-
-_SUFFIXES = {
-    "mp4": "f4v ismv m4v qt",
-    "flv": "f4v",
-    "avi": "divx xvid",
-    "asf": "wmv",
-    "matroska": "mk3d mkv",
-    "mpeg": "m2p mod mpg ps vob",
-    "mpegts": "m2t m2ts mod mpeg mpg mts tod tp trp ts",
-    "mpegvideo": "m1v m2v mpeg mpg mpv",
-    "ogg": "ogm ogv ogx",
-    "rm": "rmvb",
-    "yuv4mpegpipe": "y4m",
-}
-"""Further suffixes of the kinds of files that libav knows, by its names for these, which are suffixes too."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +110,7 @@ class SourceStage:
             known |= _identify(path)
             info = probe(path)
             known |= _properties(info)
-            note = _check(info)
+            note = remark(info)
         with clock("cuts_s"):
             frames = FilmFrames(
                 info,
@@ -304,53 +286,9 @@ def _properties(info: VideoInfo) -> dict[str, Any]:
     }
 
 
-def _check(info: VideoInfo) -> tuple[str | None, str | None]:
-    """What is unusual about a film that can be read, as (reason, message). Raises CannotDecode when it is no film."""
-    if info.frames == 1:
-        raise CannotDecode("one_frame", f"{info.path}: holds a single frame")
-    if info.duration_s <= 0:
-        raise CannotDecode("zero_duration", f"{info.path}: lasts 0 s")
-    if info.note:
-        return "timestamps_restart", info.note
-    container, stream = open_video(info.path)
-    with container:
-        stated_s, end_s = 0.0, info.duration_s
-        if stream.duration and stream.time_base:
-            stated_s = float(stream.duration * stream.time_base)
-        elif container.duration:  # of all streams together
-            stated_s = container.duration / av.time_base
-            if _falls_short(end_s, stated_s):
-                end_s = _end_s(container, stream)
-    if _falls_short(end_s, stated_s):
-        return "truncated", f"the header states {stated_s:.1f} s, the file ends after {info.duration_s:.1f} s"
-    suffix = Path(info.path).suffix.lower().lstrip(".")
-    kinds = info.container.split(",")
-    if suffix and not any(suffix == kind or suffix in _SUFFIXES.get(kind, "").split() for kind in kinds):
-        return "wrong_extension", f"named .{suffix}, but its container is {info.container}"
-    return None, None
-
-
 def _damaged(frames: FilmFrames, span: ClipSpan) -> list[int]:
     """Numbers of the span's frames that the decoder had to make up in part. Not all were decoded."""
     return sorted(number for number in frames.damaged if span.start_frame <= number < span.end_frame)
-
-
-def _falls_short(end_s: float, stated_s: float) -> bool:
-    return stated_s - end_s > max(1.0, 0.02 * stated_s)
-
-
-def _end_s(container: av.container.InputContainer, film: VideoStream) -> float:
-    """When the last packet of any stream ends: sound and subtitles may outlast the picture.
-
-    By the film's own clock, which may begin late: Matroska's stated duration counts from nought, FLV's from the start.
-    """
-    end_s = 0.0
-    others = [stream for stream in container.streams if stream is not film]
-    with suppress(av.error.FFmpegError):  # the file breaks off
-        for packet in packets_of(container, film, *others):
-            if packet.pts is not None:
-                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-    return end_s
 
 
 def _batches(

@@ -100,9 +100,14 @@ GRADED: dict[str, tuple[float, ...]] = {
 
 def graded_variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
     """(name, value, default, detector) for every variation of what depends on contrast and colours."""
+    return _varied(GRADED)
+
+
+def _varied(chosen: dict[str, tuple[float, ...]]) -> Iterator[tuple[str, float, float, CascadeDetector]]:
+    """The defaults, and each of these limits at each of its values."""
     default = Limits()
     yield "all at their defaults", 0.0, 0.0, CascadeDetector()
-    for name, values in GRADED.items():
+    for name, values in chosen.items():
         for value in values:
             limits = dataclasses.replace(default, **{name: value})  # type: ignore[arg-type]
             yield name, value, getattr(default, name), CascadeDetector(limits)
@@ -111,11 +116,7 @@ def graded_variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
 def variations() -> Iterator[tuple[str, float, float, CascadeDetector]]:
     """(name, value, default, detector) for every variation of the other thresholds."""
     default = Limits()
-    yield "all at their defaults", 0.0, 0.0, CascadeDetector()
-    for name, values in LIMITS.items():
-        for value in values:
-            limits = dataclasses.replace(default, **{name: value})  # type: ignore[arg-type]
-            yield name, value, getattr(default, name), CascadeDetector(limits)
+    yield from _varied(LIMITS)
     for name, values in MIXTURE.items():
         for value in values:
             mixture = dataclasses.replace(default.mixture, **{name: value})  # type: ignore[arg-type]

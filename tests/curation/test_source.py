@@ -15,6 +15,7 @@ from curation import source as source_module
 from curation.errors import CannotDecode
 from curation.identity import SAMPLE_BYTES, SAMPLES, clip_id, source_id
 from curation.probe import probe
+from curation.remarks import remark
 from curation.rules import parse_rule
 from curation.schema import CLIPS, SOURCES
 from curation.segment import Segment, write_segment
@@ -109,18 +110,18 @@ def test_a_name_that_fits_its_content_is_not_remarked_on(tmp_path: Path) -> None
         name = tmp_path / f"name.{suffix.upper()}"
         name.symlink_to(info.path)
         for container, fitting in NAMES.items():
-            reason, _ = source_module._check(replace(info, path=str(name), container=container))
+            reason, _ = remark(replace(info, path=str(name), container=container))
             assert (reason is None) == (suffix in fitting.split()), (suffix, container)
 
 
 @pytest.mark.parametrize("name", ["film.mkv", "film.flv"])
 def test_a_film_with_sound_is_truncated_where_both_break_off(tmp_path: Path, name: str) -> None:
     path = make_film(tmp_path / name, [Shot("bikes.1", 50)], audio_s=5.0).path
-    assert source_module._check(probe(path)) == (None, None)  # its sound outlasts the picture
+    assert remark(probe(path)) == (None, None)  # its sound outlasts the picture
     with av.open(str(path)) as container:
         places = sorted(packet.pos for packet in container.demux() if packet.pos)
     path.write_bytes(path.read_bytes()[: places[len(places) * 2 // 5]])
-    reason, message = source_module._check(probe(path))
+    reason, message = remark(probe(path))
     assert reason == "truncated"
     assert message is not None
     assert message.startswith("the header states 5")
@@ -129,7 +130,7 @@ def test_a_film_with_sound_is_truncated_where_both_break_off(tmp_path: Path, nam
 @pytest.mark.parametrize("audio_s", [None, 2.0])
 def test_a_film_that_begins_late_is_not_truncated(tmp_path: Path, audio_s: float | None) -> None:
     path = make_film(tmp_path / "film.mkv", [Shot("bikes.1", 50)], audio_s=audio_s, start_s=20.0).path
-    assert source_module._check(probe(path)) == (None, None)
+    assert remark(probe(path)) == (None, None)
 
 
 def test_a_missing_file_and_a_folder_are_rows(tmp_path: Path) -> None:
