@@ -169,6 +169,12 @@ def _rows(chosen: list[Film], variations: Iterator[tuple[str, float, float, Casc
         yield f"| {name} | {shown} | {' | '.join(cells)} |"
 
 
+def _shown(row: str) -> str:
+    """The row, printed as soon as it is known: the sweep takes minutes."""
+    print(row, flush=True)
+    return row
+
+
 def report(folder: Path) -> str:
     """The sweep as a Markdown page."""
     chosen = films(labels for _, labels in build("tuning", folder))
@@ -183,9 +189,7 @@ def report(folder: Path) -> str:
         _HEAD,
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in _rows(chosen, variations()):
-        lines.append(row)
-        print(row, flush=True)
+    lines += map(_shown, _rows(chosen, variations()))
     lines += [
         "",
         "## Dark and grey films",
@@ -196,9 +200,7 @@ def report(folder: Path) -> str:
         _HEAD,
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in _rows(films(graded_built("tuning", folder)), graded_variations()):
-        lines.append(row)
-        print(row, flush=True)
+    lines += map(_shown, _rows(films(graded_built("tuning", folder)), graded_variations()))
     lines += [
         "",
         "## What is passed over",
@@ -211,7 +213,5 @@ def report(folder: Path) -> str:
         f"{_HEAD} decoded |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in steadiness_rows(chosen):
-        lines.append(row)
-        print(row, flush=True)
+    lines += map(_shown, steadiness_rows(chosen))
     return "\n".join(lines) + "\n"
