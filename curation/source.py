@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from curation.clips import Clip, ClipFailure, ClipSpan, Mode, cut_clips, plan
-from curation.cuts import Cut, CutDetector, detector
+from curation.cuts import detector
+from curation.cuts.cut import Cut, CutDetector
 from curation.errors import CannotDecode, CannotScore
 from curation.flaws import flaw_columns, no_flaws
 from curation.frames import FilmFrames, jpeg

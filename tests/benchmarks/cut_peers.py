@@ -5,7 +5,8 @@ from pathlib import Path
 
 from scenedetect import AdaptiveDetector, ContentDetector, SceneManager, open_video
 
-from curation.cuts import Cut, CutDetector, detector
+from curation.cuts import detector
+from curation.cuts.cut import Cut, CutDetector
 from curation.probe import probe
 from tests.benchmarks.cut_scoring import Span
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.cuts import CascadeDetector
-from curation.cuts.cascade import PASSES, Pass
+from curation.cuts.cascade import PASSES, CascadeDetector, Pass
 from curation.cuts.pairs import thumb
 from curation.cuts.shots import Limits
 from curation.cuts.sparse import Steadiness, spared_frames

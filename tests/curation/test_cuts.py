@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from curation.cuts import CascadeDetector, Cut, detector, follow, sparse
-from curation.cuts.cascade import _merged
+from curation.cuts import detector, follow, sparse
+from curation.cuts.cascade import CascadeDetector, _merged
+from curation.cuts.cut import Cut
 from curation.cuts.pairs import THUMB_BYTES, thumb
 from curation.cuts.shots import Boundary, Limits, Run
 from curation.errors import CannotDecode

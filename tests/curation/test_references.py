@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from curation.cuts import CascadeDetector
+from curation.cuts.cascade import CascadeDetector
 from curation.decode import decode
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo, packets_of, probe
