@@ -4,7 +4,7 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ import click
 
 from curation.clips import MODES, Clip, Mode, Plan, cut_clips, plan
 from curation.cuts import DETECTORS, detector
+from curation.cuts.cut import CutDetector
 from curation.errors import CannotDecode
 from curation.probe import probe
+from pipelines.film_bar import FilmBar
 from pipelines.units import seconds
 
 _MARK = struct.pack(">I", 16) + b"free" + b"clipmill"
 """Ends every file that is written here: an empty box of mp4, which players pass over. It tells our clips from films."""
+_CUTS_SHARE = 0.5  # of the time that a film takes, roughly, until its cuts are found
 _NAME_BYTES = 235  # of a film's name in its clips' names: file systems take 255, number and suffix included
 
 
@@ -58,38 +61,62 @@ def clip(files: tuple[str, ...], output: str, mode: Mode, min_s: float, max_s: f
     except OSError as error:
         raise click.UsageError(f"--output {output}: {error.strerror}; choose a folder that can be written to") from None
     finder = detector(name)
-    failed = False
-    for file in files:
-        try:
-            info = probe(file)
-            if info.note:
-                click.echo(f"warning: {file}: {info.note}", err=True)
-            cuts = finder.detect(info)
-            plans: dict[Mode, Plan] = {each: plan(info, cuts, mode=each, min_s=min_s, max_s=max_s) for each in MODES}
-        except CannotDecode as error:
-            failed = True
-            click.echo(f"error: {error} [{error.reason}]", err=True)
+    with FilmBar(len(files)) as bar:
+        whole = [
+            _clip(file, folder / names[file], mode, (min_s, max_s), finder, bar, bar.part(at))
+            for at, file in enumerate(files)
+        ]
+    sys.exit(0 if all(whole) else 1)
+
+
+def _clip(
+    file: str,
+    stem: Path,
+    mode: Mode,
+    lengths_s: tuple[float, float],
+    finder: CutDetector,
+    bar: FilmBar,
+    seen: Callable[[float], None],
+) -> bool:
+    """Cut one film into STEM_0000.mp4 and so on, and print its yield. Whether all of it went well.
+
+    `seen` is told how much is done, from 0 to 1.
+    """
+    try:
+        info = probe(file)
+        if info.note:
+            bar.print(f"warning: {file}: {info.note}", error=True)
+        cuts = finder.detect(info, seen=lambda share: seen(_CUTS_SHARE * share))
+        plans: dict[Mode, Plan] = {
+            each: plan(info, cuts, mode=each, min_s=lengths_s[0], max_s=lengths_s[1]) for each in MODES
+        }
+    except CannotDecode as error:
+        bar.print(f"error: {error} [{error.reason}]", error=True)
+        return False
+    spans, made = plans[mode].spans, list[Clip]()
+    well = True
+    for number, result in enumerate(cut_clips(info, spans, mode=mode)):
+        seen(_CUTS_SHARE + (1 - _CUTS_SHARE) * (number + 1) / len(spans))
+        if not isinstance(result, Clip):
+            well = False
+            bar.print(f"error: {result.message} [{result.reason}]", error=True)
             continue
-        made: list[Clip] = []
-        for number, result in enumerate(cut_clips(info, plans[mode].spans, mode=mode)):
-            if not isinstance(result, Clip):
-                failed = True
-                click.echo(f"error: {result.message} [{result.reason}]", err=True)
-                continue
-            path = folder / f"{names[file]}_{number:04d}.mp4"
-            try:
-                _write(path, result.data)
-            except OSError as error:  # the film's other clips would meet the same
-                failed = True
-                click.echo(f"error: {file}: cannot write {path}: {error.strerror} [cannot_write]", err=True)
-                break
-            made.append(result)
-        made_s = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
-        copied = sum(each.copied_s for each in made)
-        click.echo(f"{file}: {info.duration_s:.2f} s, {len(cuts)} cuts, {len(made)} clips in {folder}")
-        click.echo(f"  {mode}: {copied:.2f} s copied, {made_s - copied:.2f} s re-encoded")
-        click.echo(_yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - made_s))
-    sys.exit(1 if failed else 0)
+        path = stem.with_name(f"{stem.name}_{number:04d}.mp4")
+        try:
+            _write(path, result.data)
+        except OSError as error:  # the film's other clips would meet the same
+            well = False
+            bar.print(f"error: {file}: cannot write {path}: {error.strerror} [cannot_write]", error=True)
+            break
+        made.append(result)
+    made_s = float(sum(c.span.end_pts - c.span.start_pts for c in made) * info.time_base)
+    copied_s = sum(each.copied_s for each in made)
+    bar.print(
+        f"{file}: {info.duration_s:.2f} s, {len(cuts)} cuts, {len(made)} clips in {stem.parent}\n"
+        f"  {mode}: {copied_s:.2f} s copied, {made_s - copied_s:.2f} s re-encoded\n"
+        + _yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - made_s)
+    )
+    return well
 
 
 def _names(files: Sequence[str]) -> dict[str, str]:
@@ -165,7 +192,7 @@ def _yield_table(plans: dict[Mode, Plan], chosen: Mode, lost_error_s: float) -> 
     for label, values in rows.items():
         shares = (
             f"{value:>9.2f} {100 * value / each.seconds_in if each.seconds_in else 0.0:>5.1f}%"
-            for value, each in zip(values, plans.values(), strict=True)
+            for value, each in zip((round(value, 6) + 0.0 for value in values), plans.values(), strict=True)  # no -0.00
         )
         lines.append(f"  {label:<28}" + " ".join(shares))
     return "\n".join(lines)

@@ -1,16 +1,22 @@
 """`clipmill cuts`: print the shot boundaries of films."""
 
-import functools
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, MutableSequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from typing import TYPE_CHECKING
 
 import click
 
 from curation.cuts import DETECTORS
 from pipelines.cluster import local_cpus
+from pipelines.film_bar import FilmBar
+
+if TYPE_CHECKING:
+    from pipelines.cuts_lines import Lines
+
+_LOOK_S = 0.25  # how often the processes are asked how far they are
 
 
 @click.command("cuts")
@@ -24,37 +30,57 @@ def cuts(files: tuple[str, ...], name: str, as_json: bool, jobs: int | None) -> 
     Exit code 1 if any file could not be read; the others are printed all the same.
     """
     failed = False
-    for line, is_error in _lines(files, name, as_json, min(len(files), jobs or local_cpus())):
-        failed |= is_error
-        click.echo(line, err=is_error)
+    with FilmBar(len(files)) as bar:
+        for one in _lines(files, name, as_json, min(len(files), jobs or local_cpus()), bar):
+            failed |= one.failed
+            if one.warning:
+                bar.print(one.warning, error=True)
+            bar.print(one.text, error=one.failed)
     sys.exit(1 if failed else 0)
 
 
-def _lines(files: tuple[str, ...], name: str, as_json: bool, jobs: int) -> Iterator[tuple[str, bool]]:
-    """(what to print, whether it is an error) for each file, in order."""
-    one = functools.partial(_line, name, as_json)
+def _lines(files: tuple[str, ...], name: str, as_json: bool, jobs: int, bar: FilmBar) -> Iterator["Lines"]:
+    """What to print of each file, in order."""
     if jobs == 1:
-        yield from map(one, files)
+        from pipelines.cuts_lines import lines
+
+        for at, file in enumerate(files):
+            yield lines(name, as_json, file, bar.part(at))
         return
     # Spawned: a fork of a process whose libraries have threads may wait for ever on a lock that none of them holds.
     spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_alone) as pool:
+    shares = spawned.Array("d", len(files), lock=False)
+    with ProcessPoolExecutor(jobs, mp_context=spawned, initializer=_alone, initargs=(shares,)) as pool:
         try:
-            yield from pool.map(one, files)
+            for future in [pool.submit(_one, name, as_json, file, at) for at, file in enumerate(files)]:
+                while wait([future], _LOOK_S).not_done:
+                    bar.seen(sum(shares))
+                yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _alone() -> None:
+_shares: MutableSequence[float] = []  # of a process of the pool: how much of each film is done
+
+
+def _alone(shares: MutableSequence[float]) -> None:
     """A process of the pool has one core, and leaves Ctrl-C to the one that started it."""
+    global _shares
+    _shares = shares
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import cv2
 
     cv2.setNumThreads(1)
 
 
-def _line(name: str, as_json: bool, file: str) -> tuple[str, bool]:
-    from pipelines.cuts_lines import line  # decoders and arrays: not before the processes are started
+def _one(name: str, as_json: bool, file: str, at: int) -> "Lines":
+    from pipelines.cuts_lines import lines  # decoders and arrays: not before the processes are started
 
-    return line(name, as_json, file)
+    def seen(share: float) -> None:
+        _shares[at] = share
+
+    try:
+        return lines(name, as_json, file, seen)
+    finally:
+        seen(1.0)

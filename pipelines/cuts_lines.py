@@ -3,25 +3,31 @@
 import dataclasses
 import functools
 import json
-
-import click
+from typing import NamedTuple
 
 from curation.cuts import detector
-from curation.cuts.cut import Cut, CutDetector
+from curation.cuts.cut import Cut, CutDetector, Seen
 from curation.errors import CannotDecode
 from curation.probe import VideoInfo, probe
 
 
-def line(name: str, as_json: bool, file: str) -> tuple[str, bool]:
-    """(what to print, whether it is an error) of a file, by the detector called `name`."""
+class Lines(NamedTuple):
+    """What is printed of one film."""
+
+    text: str
+    failed: bool = False  # then the text is the error
+    warning: str = ""
+
+
+def lines(name: str, as_json: bool, file: str, seen: Seen) -> Lines:
+    """Find the cuts of a file by the detector called `name`."""
     try:
         info = probe(file)
-        if info.note:
-            click.echo(f"warning: {file}: {info.note}", err=True)
-        found = _detector(name).detect(info)
+        found = _detector(name).detect(info, seen=seen)
     except CannotDecode as error:
-        return f"error: {error} [{error.reason}]", True
-    return (json.dumps(_as_object(file, info, found)) if as_json else _as_table(file, info, found)), False
+        return Lines(f"error: {error} [{error.reason}]", failed=True)
+    text = json.dumps(_as_object(file, info, found)) if as_json else _as_table(file, info, found)
+    return Lines(text, warning=f"warning: {file}: {info.note}" if info.note else "")
 
 
 @functools.cache

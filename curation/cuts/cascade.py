@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from curation.cuts import sparse
-from curation.cuts.cut import Cut, cut_time_s
+from curation.cuts.cut import Cut, Seen, cut_time_s, unseen
 from curation.cuts.follow import CONTEXT_S, Chunk, Follower
 from curation.cuts.pairs import THUMB_BYTES, ContentScore, plain_steps, thumb
 from curation.cuts.shots import Boundary, Limits, Run
@@ -45,6 +45,7 @@ _FEW = 4  # steps that are too few to tell a mixture from a cut in motion, where
 _SPARSE_S = 0.1  # between frames seen: what is found there is looked at again, with all frames
 _NEAR_S = 1.5  # known on either side of a close look
 _AROUND_S = 0.4  # seen on either side of one of which fewer were: a flash is no longer
+_KEYS_SHARE = 0.3  # of the time that a film takes, roughly, until its key frames are decoded
 _PLAIN_S = 1.0  # two boundaries around black or white are one transition if no further apart
 
 
@@ -65,16 +66,16 @@ class CascadeDetector:
         self.passes = tuple(passes)
         self._content = ContentScore()
 
-    def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
+    def detect(self, info: VideoInfo, frames: FilmFrames | None = None, seen: Seen = unseen) -> list[Cut]:
         """See `CutDetector`. Of a film lent to others more is decoded, as they need it, and so more is seen: a
         transition on the edge may be found in one of the two cases alone.
         """
         film = frames or FilmFrames(info)
         decoded = film.decoded_frames
-        todo = self._plan(info, film) if self.steadiness else sparse.whole(info)
+        todo = self._plan(info, film, seen) if self.steadiness else sparse.whole(info)
         spared = sparse.spared_frames(info)
         follower = Follower(info, film, todo, self.limits, self.steadiness or sparse.Steadiness(), leave=frames is None)
-        found = self._examine(info, film, follower.chunks(spared))
+        found = self._examine(info, film, _told(info, follower.chunks(spared), seen))
         for first, stop in list(follower.seen):
             if first > 0 and any(c.kind == "gradual" and first <= c.start_frame <= first + 3 for c in found):
                 # a transition that was under way where a stretch began has begun before
@@ -97,11 +98,14 @@ class CascadeDetector:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return sorted(found, key=lambda cut: cut.frame)
 
-    def _plan(self, info: VideoInfo, film: FilmFrames) -> sparse.Plan:
+    def _plan(self, info: VideoInfo, film: FilmFrames, seen: Seen) -> sparse.Plan:
         keys = np.flatnonzero(info.keyframe)
         if len(keys) < sparse.LEAST_KEYS or self.steadiness is None:
             return sparse.whole(info)
-        found = [(number, thumb(frame)) for number, frame in film.keyframes()]
+        found = []
+        for number, frame in film.keyframes():
+            found.append((number, thumb(frame)))
+            seen(_KEYS_SHARE * number / info.frames)
         if len(found) < len(keys):
             return sparse.whole(info)  # damaged key frames: look at everything that can be read
         numbers, rows = zip(*found, strict=True)
@@ -208,6 +212,13 @@ class CascadeDetector:
         scores = self._content.series(run.thumbs[grid], grey=run.grey)
         thresholds = step.threshold * np.maximum(run.contrast[grid[:-1]], run.contrast[grid[1:]])
         return _joined([(int(grid[k]), int(grid[k + 1])) for k in np.flatnonzero(scores >= thresholds)])
+
+
+def _told(info: VideoInfo, chunks: Iterator[Chunk], seen: Seen) -> Iterator[Chunk]:
+    """The chunks; `seen` hears where in the film they end."""
+    for chunk in chunks:
+        seen(_KEYS_SHARE + (1 - _KEYS_SHARE) * int(chunk[0][-1]) / info.frames)
+        yield chunk
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:

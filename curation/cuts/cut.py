@@ -1,5 +1,6 @@
 """What a cut is, and what a cut detector is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -7,6 +8,12 @@ from curation.frames import FilmFrames
 from curation.probe import VideoInfo
 
 Kind = Literal["hard", "gradual"]
+Seen = Callable[[float], None]
+"""Told, now and then, how much of a film a detector has been through: from 0 to 1."""
+
+
+def unseen(share: float) -> None:
+    """Nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class CutDetector(Protocol):
 
     name: str
 
-    def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
+    def detect(self, info: VideoInfo, frames: FilmFrames | None = None, seen: Seen = unseen) -> list[Cut]:
         """Cuts in order of frame. `frames` lends its decode to this detector and keeps what was decoded.
 
         Raises:

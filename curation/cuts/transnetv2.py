@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from curation.cuts.cut import Cut, cut_time_s
+from curation.cuts.cut import Cut, Seen, cut_time_s, unseen
 from curation.errors import CannotDecode
 from curation.frames import FilmFrames
 from curation.probe import VideoInfo
@@ -141,14 +141,16 @@ class TransNetV2Detector:
         self.device = device
         self._network: TransNetV2 | None = None
 
-    def detect(self, info: VideoInfo, frames: FilmFrames | None = None) -> list[Cut]:
+    def detect(self, info: VideoInfo, frames: FilmFrames | None = None, seen: Seen = unseen) -> list[Cut]:
         film = frames or FilmFrames(info)
-        numbers, centre, inside = self.probabilities(info, film)
+        numbers, centre, inside = self.probabilities(info, film, seen)
         if len(numbers) == 0:
             raise CannotDecode("no_frames", f"{info.path}: not one frame could be decoded")
         return transitions_to_cuts(info, numbers, centre, inside, self.threshold)
 
-    def probabilities(self, info: VideoInfo, film: FilmFrames) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def probabilities(
+        self, info: VideoInfo, film: FilmFrames, seen: Seen = unseen
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(frame numbers, probability of a transition centred after each, of each lying inside one), streaming."""
         if self._network is None:
             self._network = TransNetV2.load().to(self.device)
@@ -159,6 +161,7 @@ class TransNetV2Detector:
                 batch = torch.from_numpy(window[None]).to(self.device)
                 both = torch.stack(self._network(batch)).sigmoid()[:, 0, _MARGIN : _MARGIN + _KEPT]
             outputs.append(both.cpu().numpy())
+            seen(len(numbers) / info.frames)
         if not outputs:
             return np.zeros(0, np.int64), np.zeros(0), np.zeros(0)
         centre, inside = np.concatenate(outputs, axis=1)[:, : len(numbers)]
