@@ -201,6 +201,21 @@ def test_ablation_subsets_are_nested_and_hold_only_scored_clips(root: Path) -> N
     assert max(areas[clip] for clip in text[3]) < min(areas[clip] for clip in text[0] - text[3])
 
 
+def test_an_axis_named_by_its_score_loses_its_worst_clips(tmp_path: Path) -> None:
+    def measure(i: int, row: dict[str, Any]) -> None:
+        row |= {"niqe": [3.0 + i] * 3, "niqe_model": "niqe", "near_duplicate": i / 40, "near_duplicate_model": "conse"}
+
+    made = make_dataset(tmp_path / "data", change=measure, media=False)
+    rows = [row for part in (made / "clips").iterdir() for row in pq.read_table(part).to_pylist()]
+    for name in ("niqe", "near_duplicate"):  # of both, low is good
+        assert run("ablate", made, "--axis", name).exit_code == 0
+        by_score = sorted(rows, key=lambda row: row[name])
+        assert kept(made, f"ablate-{name}-50") == {row["clip_id"] for row in by_score[:20]}
+    for axis in ("text", "text_area"):
+        run("ablate", made, "--axis", axis)
+    assert kept(made, "ablate-text-25") == kept(made, "ablate-text_area-25")
+
+
 def test_export_and_report_print_where_they_wrote(root: Path, rules: Path) -> None:
     run("decide", root, "--rules", rules)
     done = run("export", root, "--shard-clips", 5)
