@@ -34,7 +34,7 @@ LOSSES = {
     "lost_transition_s": "in gradual transitions",
     "lost_short_s": "in shots below the minimum length",
     "lost_keyframe_s": "between a cut and its key frame",
-    "lost_error_s": "in clips that could not be made",
+    "lost_error_s": "in films that failed, and in clips that could not be made",
 }
 COSTS = {
     "probe_s": "probe",
@@ -121,9 +121,13 @@ def sources_summary(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
 
 
 def intake(con: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-    """The funnel's steps before any score: the seconds that came in, and what cutting lost of them."""
+    """The funnel's steps before any score: the seconds that came in, and what cutting lost of them.
+
+    Of a film that failed after its length was known, all seconds came in and were lost.
+    """
     sums = ", ".join(f"coalesce(sum({name}), 0)" for name in ("duration_s", *LOSSES))
-    count, seconds_in, *lost = _rows(con, f"SELECT count(*), {sums} FROM sources WHERE status = 'ok'")[0]
+    with_video = "count(*) FILTER (WHERE status = 'ok' OR duration_s > 0)"
+    count, seconds_in, *lost = _rows(con, f"SELECT {with_video}, {sums} FROM sources")[0]
     steps: list[dict[str, Any]] = [
         {"step": "sources", "kind": "level", "sources": count, "clips": None, "seconds": round(seconds_in, 6)}
     ]

@@ -16,7 +16,7 @@ WORDS = {
     "lost_transition": "Transitions",
     "lost_short": "Short shots",
     "lost_keyframe": "Snapped to key frames",
-    "lost_error": "Failed clips",
+    "lost_error": "Errors",
 }
 
 HUES = 6  # colours that tell filters apart, --filter-0 to --filter-5

@@ -17,6 +17,7 @@ from curation.caption_words import captions, origins
 from curation.decisions import decided, outcome, resolve
 from curation.rules import parse_rules
 from curation.score_table import ScoreTable, connect
+from curation.source import failed_row
 from curation.statistics import PER_SOURCE, open_sources, per_source, statistics
 from tests.synthetic import make_dataset
 
@@ -72,6 +73,20 @@ def test_a_missing_second_shows_as_unaccounted(folder: Path) -> None:
     sources[0]["duration_s"] += 2.5
     open_sources(table.con, pa.Table.from_pylist(sources, schema.SOURCES))
     assert statistics(table, [])["funnel"]["unaccounted_s"] == pytest.approx(2.5, abs=1e-4)
+
+
+def test_the_seconds_of_a_film_that_failed_came_in_and_were_lost(folder: Path) -> None:
+    table = ScoreTable([str(path) for path in sorted((folder / "clips").iterdir())])
+    sources = pq.read_table(folder / "sources/part-00000.parquet").to_pylist()
+    films = sum(row["duration_s"] or 0.0 for row in sources)
+    sources.append(failed_row("/films/damaged.mp4", "damaged_frames", "all of it", duration_s=30.0))
+    open_sources(table.con, pa.Table.from_pylist(sources, schema.SOURCES))
+    funnel = statistics(table, [])["funnel"]
+    seconds = {step["step"]: step["seconds"] for step in funnel["steps"]}
+    assert seconds["sources"] == pytest.approx(films + 30.0, abs=1e-4)
+    assert seconds["lost_error"] == pytest.approx(4 * 0.25 + 30.0)
+    assert abs(funnel["unaccounted_s"]) < 1e-4
+    assert funnel["steps"][0]["sources"] == 5  # the two others that failed gave no video
 
 
 def test_each_filter_is_charged_with_what_the_ones_before_left(
