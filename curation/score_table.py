@@ -48,15 +48,13 @@ class SchemaError(ValueError):
 
 @dataclass(frozen=True)
 class Measured:
-    """How many clips have a score, have an error instead, or were never looked at."""
+    """How many clips have a score, have an error instead, or were never looked at; and how many have no score though
+    no gate stopped them."""
 
     scored: int
     failed: int
     not_measured: int
-
-    @property
-    def unscored(self) -> int:
-        return self.failed + self.not_measured
+    unscored: int
 
 
 def quote(name: str) -> str:
@@ -216,10 +214,14 @@ class ScoreTable:
         self.gates, self.labels = columns.gates, columns.labels
         self.ungated = self.clips - int(np.count_nonzero(columns.gate))  # clips that no gate stopped
         self.us = int(columns.us.sum())
-        self.measured = {
-            name: Measured(told.scored, told.failed, self.clips - told.scored - told.failed)
-            for name, told in columns.provenance.items()
-        }
+        open_ = columns.missing[columns.gate == 0] if self.gates else columns.missing
+        self.measured = {}
+        for bit, score in enumerate(self.known):
+            told = columns.provenance[score.name]
+            unscored = int(np.count_nonzero(open_ & columns.missing.dtype.type(1 << bit)))
+            self.measured[score.name] = Measured(
+                told.scored, told.failed, self.clips - told.scored - told.failed, unscored
+            )
         source = np.empty(self.clips, np.uint64)
         at = 0
         for batch in self.con.sql("SELECT hash(source_id) AS source FROM clips").to_arrow_reader(1 << 20):

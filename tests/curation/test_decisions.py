@@ -157,7 +157,9 @@ def test_a_gated_clip_has_that_reason_only_and_its_missing_scores_are_no_fault()
     scores = ScoreTable(table(rows))
     rules = {"motion.coarse": {"min": 0.1}, "text_area": {"max": 0.07}}
     assert why(scores, rules) == [["gate:motion.coarse"], []]
-    assert summary(scores, resolve(scores, parse_rules(rules)))["gates"] == {"motion.coarse": 1}
+    counted = summary(scores, resolve(scores, parse_rules(rules)))
+    assert counted["gates"] == {"motion.coarse": 1}
+    assert counted["rules"]["text_area"]["clips"] == {"scored": 1, "unscored": 0, "dropped_alone": 0}
 
 
 def test_no_rules_keep_every_clip() -> None:
