@@ -355,12 +355,17 @@ def _key_pts(info: VideoInfo, span: ClipSpan) -> list[int]:
 
 
 def _gate(row: Mapping[str, Any], gates: Sequence[Rule]) -> str | None:
-    """The first gate that stops the clip. A score that is missing stops nothing: it was not low, it was not had."""
+    """The first gate that stops the clip. A score that is missing stops nothing: it was not low, it was not had.
+
+    Bounds are compared as float32, as those of a decision are.
+    """
     for gate in gates:
         value = row.get(score(gate.score).column)
         if value is None:
             continue
-        if (gate.min is not None and value < gate.min) or (gate.max is not None and value > gate.max):
+        if gate.min is not None and np.float32(value) < np.float32(gate.min):
+            return gate.score
+        if gate.max is not None and np.float32(value) > np.float32(gate.max):
             return gate.score
         if (gate.labels and value not in gate.labels) or (gate.not_labels and value in gate.not_labels):
             return gate.score

@@ -216,6 +216,15 @@ def test_a_gate_stops_a_clip_and_keeps_its_frames_back(films: Path) -> None:
         assert clip.row["motion_coarse"] is not None
 
 
+def test_a_gate_keeps_a_clip_whose_score_is_the_bound(films: Path) -> None:
+    stored = run(films / "good.mp4", SETTINGS)[0][0].clips[0].row["motion_coarse"]
+    bound = round(stored, 6)  # as it is printed
+    for side in ("min", "max"):
+        gate = parse_rule("motion.coarse", {side: bound})
+        segments, _ = run(films / "good.mp4", replace(SETTINGS, gates=(gate,)))
+        assert segments[0].clips[0].row["gate"] is None, side
+
+
 def test_segments_are_bounded_and_say_the_same(films: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.mp4"
     make_film(long, [Shot("bikes.1", 60), Shot("bunny", 60), Shot("bikes.2", 60)], gop=25)
