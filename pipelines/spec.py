@@ -192,7 +192,7 @@ def _role(role: str, given: Any) -> Any:
 
 
 class Decision(_Section):
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Score -> rule; see `clipmill decide --help`. Nothing is dropped without a rule."""
 

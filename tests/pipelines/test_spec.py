@@ -47,6 +47,7 @@ def refusal(data: Any) -> str:
         ({"decision": {"rules": {"motion": {"min": 1}}}}, "no score is called 'motion'"),
         ({"decision": {"rules": {"text_area": {"max": "7%"}}}}, "text_area"),
         ({"decision": {"name": "../up"}}, "decision.name: "),
+        ({"decision": {"name": "a" * 101}}, "decision.name: "),
         (
             {"scores": {"text": "off"}, "decision": {"rules": {"text_area": {"max": 0.07}}}},
             "decision.rules.text_area: scores.text is off",
