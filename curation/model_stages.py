@@ -27,6 +27,8 @@ from curation.segment import FinishedClip
 from curation.stages import per_clip
 
 FLOW_FPS = 2.0
+NON_FINITE = "non_finite"
+"""The reason of a clip that a network overflowed on. Whatever compares all embeddings takes finite ones only."""
 
 
 class FlowStage:
@@ -104,6 +106,8 @@ class ImageStage:
                 row["embedding_model"] = self._similarity.name
                 if isinstance(values, str):
                     row["embedding_error"] = values
+                elif not np.isfinite(values).all():
+                    row["embedding_error"] = NON_FINITE
                 else:
                     embedded[index] = values
                     row["embedding"] = values.astype(np.float16).ravel().tolist()
@@ -138,6 +142,8 @@ def _write(clips: Sequence[FinishedClip], column: str, model: str, scores: Mappi
         values = scores.get(index, "no_embedding")
         if isinstance(values, str):
             clip.row[f"{column}_error"] = values
+        elif not np.isfinite(values).all():
+            clip.row[f"{column}_error"] = NON_FINITE
         else:
             clip.row[column] = [float(value) for value in values]
 

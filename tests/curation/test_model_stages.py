@@ -127,6 +127,22 @@ def test_image_stage_scores_good_clips_and_says_why_not_the_others(
     assert "nsfw_model" not in gated
 
 
+def test_what_is_not_finite_is_an_error_and_no_value(clips: list[FinishedClip]) -> None:
+    class Overflowing:
+        name, takes, score_name = "overflowing", "frames", "aesthetic"
+
+        def embed_images(self, frames: list[np.ndarray]) -> np.ndarray:
+            return np.full((len(frames), 2), np.nan, np.float32)
+
+        def score(self, frames: list[np.ndarray]) -> np.ndarray:
+            return np.full(len(frames), np.inf, np.float32)
+
+    run(ImageStage(similarity=Overflowing(), aesthetic=Overflowing()), clips)
+    for column in ("embedding", "aesthetic"):
+        assert_one_of_value_and_error(clips[0].row, column)
+        assert clips[0].row[f"{column}_error"] == "non_finite"
+
+
 def test_watermark_columns_are_a_value_or_a_reason(shot: np.ndarray) -> None:
     frames = [shot[0], shot[22], shot[44]]
     box = np.array([[20, 20], [120, 20], [120, 50], [20, 50]], np.float32)
