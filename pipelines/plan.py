@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from curation.statistics import COSTS
 from pipelines.dataset import Dataset
-from pipelines.preflight import Refused, plan_pools
+from pipelines.preflight import STAGES, Refused, plan_pools
 from pipelines.spec import Spec
 
 HOURS_PER_YEAR = 365.25 * 24
@@ -127,7 +127,16 @@ def make_plan(
     Raises:
         PlanError: a stage of the spec was not measured, or its actors do not fit on the nodes.
     """
-    cpu_hours = video_hours * sum(rates.cpu_s.values())
+    stages_of = _stages_of(spec)
+    if missing := [name for name, stages in stages_of.items() if not any(stage in rates.cpu_s for stage in stages)]:
+        raise PlanError(
+            f"the spec's {', '.join(missing)} did not run in the measured dataset; measure one curated with this spec"
+        )
+    hours_of = {
+        name: {stage: video_hours * rates.cpu_s[stage] for stage in stages if stage in rates.cpu_s}
+        for name, stages in stages_of.items()
+    }
+    cpu_hours = sum(sum(stages.values()) for stages in hours_of.values())
     if nodes is None:
         nodes = 1 if within_h is None else max(1, math.ceil(cpu_hours / (within_h * node.cpus)))
     try:
@@ -135,15 +144,10 @@ def make_plan(
     except Refused as error:
         raise PlanError(f"on {nodes} such nodes: {error}") from None
     pool_of = {"sources": pools.source, **pools.models} | ({"text": pools.text} if pools.text else {})
-    stages_of = {name: _SOURCES if name == "sources" else (name,) for name in pool_of}
-    if missing := [name for name, stages in stages_of.items() if not any(stage in rates.cpu_s for stage in stages)]:
-        raise PlanError(
-            f"the spec's {', '.join(missing)} did not run in the measured dataset; measure one curated with this spec"
-        )
     groups = []
     balanced_hours = cpu_hours / (nodes * node.cpus)
     for name, pool in pool_of.items():
-        stages = {stage: video_hours * rates.cpu_s[stage] for stage in stages_of[name] if stage in rates.cpu_s}
+        stages = hours_of[name]
         needed = sum(stages.values())
         balanced = max(1, math.ceil(needed / (balanced_hours * min(1.0, pool.cpus))))
         actors = pool.between[1] if pool.between else pool.actors
@@ -163,3 +167,10 @@ def make_plan(
         clip_hours=video_hours * rates.kept,
         clip_bytes=video_hours * 3600 * rates.clip_bytes,
     )
+
+
+def _stages_of(spec: Spec) -> dict[str, tuple[str, ...]]:
+    """The groups of actors that a spec asks for, and the stages that each runs."""
+    roles = spec.choices()
+    models = [stage for stage, plays in (STAGES | {"text": ("text",)}).items() if any(role in roles for role in plays)]
+    return {"sources": _SOURCES} | {stage: (stage,) for stage in models}

@@ -53,7 +53,7 @@ class Pools:
         return any(pool.between for pool in (self.source, *self.models.values(), self.text) if pool)
 
 
-_STAGES = {
+STAGES = {
     "flow": ("flow",),
     "captions": ("caption_spatial", "caption_temporal", "caption_merge"),
     "images": ("similarity", "aesthetic", "nsfw"),
@@ -77,7 +77,7 @@ def plan_pools(spec: Spec, cpus: float, gpus: float = 0.0) -> Pools:
     text = _pool(wanted) if wanted.implementation != "off" else None
     choices = spec.models.choices()
     models = {}
-    for stage, roles in _STAGES.items():
+    for stage, roles in STAGES.items():
         if any(role in choices for role in roles):
             models[stage] = _pool(getattr(resources, stage))
     needed_gpus = {"scores.text": text, **{f"resources.{stage}": pool for stage, pool in models.items()}}

@@ -46,6 +46,13 @@ def test_a_plan_adds_up(sample: Dataset) -> None:
     assert (plan.clips, plan.clip_hours, plan.clip_bytes) == pytest.approx((360_000, 800, 360_000_000))
 
 
+def test_a_stage_that_the_spec_has_off_is_not_planned(sample: Dataset) -> None:
+    plan = make_plan(spec(text="off"), measured(sample), 1000, Node(cpus=10), within_h=6)
+    assert plan.cpu_hours == pytest.approx(100)
+    assert sum(group.cpu_hours for group in plan.groups) == pytest.approx(100)
+    assert plan.nodes == 2
+
+
 def test_the_nodes_follow_from_the_time(sample: Dataset) -> None:
     plan = make_plan(spec(), measured(sample), 1000, Node(cpus=10), within_h=6)
     assert plan.nodes == 9
