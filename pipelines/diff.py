@@ -13,9 +13,10 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
     """Compare two decisions.
 
     Returns counts of clips kept by `both`, by `neither`, `only_first` and `only_second`; `reasons`: per direction, how
-    many of the moved clips each reason accounts for; and `clips`: the moved clips in order of clip_id, at most `most`,
-    each with `kept_by` (the one name that keeps it) and `reasons` (why the other drops it). A clip that only one of the
-    two decisions knows, because the dataset grew in between, counts as dropped there with the reason `not there yet`.
+    many of the moved clips each reason accounts for; and `clips`: the moved clips in order of clip_id, at most `most`
+    of each direction, each with `kept_by` (the one name that keeps it) and `reasons` (why the other drops it). A clip
+    that only one of the two decisions knows, because the dataset grew in between, counts as dropped there with the
+    reason `not there yet`.
 
     Raises:
         DatasetError: there is no such dataset or decision.
@@ -42,10 +43,14 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
         "SELECT first, reason, count(*) FROM (SELECT first, unnest(reasons) AS reason FROM pairs "
         "WHERE first != second) GROUP BY 1, 2 ORDER BY 3 DESC, 2"
     ).fetchall()
-    clips = con.execute(
-        "SELECT clip_id, first, reasons FROM pairs WHERE first != second ORDER BY clip_id"
-        + (f" LIMIT {int(most)}" if most is not None else "")
-    ).fetchall()
+    limit = f" LIMIT {int(most)}" if most is not None else ""
+    clips = [
+        row
+        for way in ("first AND NOT second", "second AND NOT first")
+        for row in con.execute(
+            f"SELECT clip_id, first, reasons FROM pairs WHERE {way} ORDER BY clip_id{limit}"
+        ).fetchall()
+    ]
     return {
         "first": first,
         "second": second,
@@ -57,7 +62,7 @@ def diff(dataset: str | Dataset, first: str, second: str, *, most: int | None = 
             "only_first": {reason: n for in_first, reason, n in moved if in_first},
             "only_second": {reason: n for in_first, reason, n in moved if not in_first},
         },
-        "clips": [{"clip_id": i, "kept_by": first if a else second, "reasons": why} for i, a, why in clips],
+        "clips": [{"clip_id": i, "kept_by": first if a else second, "reasons": why} for i, a, why in sorted(clips)],
     }
 
 

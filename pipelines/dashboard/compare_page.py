@@ -51,7 +51,7 @@ class ComparePage:
         ui.navigate.history.replace(f"{self.link}/compare?first={first}&second={second}")
 
     def _content(self, first: str, second: str) -> str:
-        found = diff(self.data.dataset, first, second, most=4 * _SHOWN)
+        found = diff(self.data.dataset, first, second, most=_SHOWN)
         facts = [
             ("kept by both", figures.count(found["both"])),
             (f"only by {first}", figures.count(found["only_first"])),
@@ -61,7 +61,7 @@ class ComparePage:
         pieces = [f'<section class="panel">{part("facts", facts)}</section>']
         for key, keeps, drops in (("only_first", first, second), ("only_second", second, first)):
             if found[key]:
-                rows = self._rows([clip for clip in found["clips"] if clip["kept_by"] == keeps][:_SHOWN], keeps)
+                rows = self._rows([clip for clip in found["clips"] if clip["kept_by"] == keeps], keeps)
                 pieces.append(
                     f'<section class="panel"><h2>Kept by {keeps}, dropped by {drops}</h2>'
                     f'<p class="hint">Why {drops} drops them; a clip can have several reasons.</p>'

@@ -19,6 +19,7 @@ from pipelines import decide as decide_module
 from pipelines.cli import main
 from pipelines.dataset import Dataset
 from pipelines.decide import open_scores
+from pipelines.diff import diff
 from tests.synthetic import make_dataset
 
 
@@ -199,6 +200,19 @@ def test_ablation_subsets_are_nested_and_hold_only_scored_clips(root: Path) -> N
         if row["text_area"]
     }
     assert max(areas[clip] for clip in text[3]) < min(areas[clip] for clip in text[0] - text[3])
+
+
+def test_few_clips_that_moved_are_shown_beside_many_that_moved_the_other_way(tmp_path: Path) -> None:
+    def measure(i: int, row: dict[str, Any]) -> None:
+        row |= {"motion_coarse": float(i), "motion_coarse_error": None}
+
+    made = make_dataset(tmp_path / "data", change=measure, media=False)
+    decide_module.decide(str(made), {"motion.coarse": {"max": 38}}, "slow")
+    decide_module.decide(str(made), {"motion.coarse": {"min": 38}}, "fast")
+    found = diff(str(made), "slow", "fast", most=3)
+    assert (found["only_first"], found["only_second"]) == (38, 1)
+    assert sorted(clip["kept_by"] for clip in found["clips"]) == ["fast", "slow", "slow", "slow"]
+    assert [clip["clip_id"] for clip in found["clips"]] == sorted(clip["clip_id"] for clip in found["clips"])
 
 
 def test_an_axis_named_by_its_score_loses_its_worst_clips(tmp_path: Path) -> None:
