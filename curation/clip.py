@@ -104,8 +104,7 @@ def preprocess(frame: NDArray[np.uint8], size_px: int, mean: Sequence[float], st
 
     picture = torch.from_numpy(np.ascontiguousarray(frame)).to(device).permute(2, 0, 1)[None].float()
     height, width = picture.shape[2:]
-    scale = size_px / min(height, width)
-    rows, columns = max(size_px, int(height * scale)), max(size_px, int(width * scale))
+    rows, columns = (size_px * side // min(height, width) for side in (height, width))
     if (rows, columns) != (height, width):
         picture = F.interpolate(picture, size=(rows, columns), mode="bicubic", antialias=True, align_corners=False)
         picture = picture.round().clamp(0, 255)  # PIL's result has 8 bits

@@ -11,7 +11,7 @@ from camera_moves import film_frames
 from PIL import Image
 
 from curation.aesthetic import LaionAesthetic
-from curation.clip import ClipSimilarity, caption_similarity
+from curation.clip import ClipSimilarity, caption_similarity, preprocess
 from curation.compat import ensure_torchvision
 from curation.conse import ConseSimilarity
 from curation.errors import CannotScore
@@ -63,6 +63,17 @@ def test_preprocessing_equals_open_clips(published: Path, frames: list[np.ndarra
         expected = preprocess(Image.fromarray(frame)).numpy()
         assert np.abs(found - expected).max() < 2.5 / 255 / 0.26  # at most one grey level or two
         assert np.abs(found - expected).mean() < 0.25 / 255 / 0.26
+
+
+def test_preprocessing_reduces_a_film_of_three_to_two_to_the_same_width() -> None:
+    ensure_torchvision()
+    import open_clip
+
+    noise = np.random.default_rng(0).integers(0, 256, (480, 720, 3)).astype(np.uint8)
+    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    expected = open_clip.image_transform(336, is_train=False, mean=mean, std=std, resize_mode="shortest")
+    found = preprocess(noise, 336, mean, std, "cpu")[0].numpy()  # in floating point 720 * (336 / 480) is below 504
+    assert np.abs(found - expected(Image.fromarray(noise)).numpy()).mean() < 0.5 / 255 / 0.5
 
 
 def test_clip_reads_a_torchscript_archive_as_openai_publishes(tmp_path: Path, published: Path) -> None:
