@@ -198,7 +198,7 @@ def parse_rules(data: Any) -> Rules:
         if given not in get_args(OnError):
             raise RulesError(f"on_error: {given!r}; write drop or keep")
         on_error = given
-        data = data.get("rules") or {}
+        data = {} if data.get("rules") is None else data["rules"]
         if not isinstance(data, Mapping):
             raise RulesError(f"rules: expected a mapping of scores to rules, got {type(data).__name__}")
     return Rules(tuple(parse_rule(str(name), spec, on_error=on_error) for name, spec in data.items()))

@@ -215,6 +215,8 @@ def test_a_score_that_no_clip_was_measured_for_is_refused() -> None:
         ({"rules": {}, "on_error": "skip"}, "write drop or keep"),
         ({"rules": {}, "name": "x"}, "unknown key 'name' beside `rules`"),
         ([1, 2], "expected a mapping"),
+        ({"rules": []}, "expected a mapping"),
+        ({"rules": False}, "expected a mapping"),
     ],
 )
 def test_wrong_rules_are_refused_with_the_key_and_the_way_out(rules: Any, message: str) -> None:
