@@ -127,6 +127,14 @@ def parallelize(
     return reductions
 
 
+def forget_gathered(network: VideoUNet) -> None:
+    """Free the gathered weights that a pass without a backward one leaves behind where they are not given back after it
+    (`reshard_after_forward`): FSDP2 would go on with them, whatever has become of the weights since."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 class _Grouped(torch.autograd.Function):
     """The identity on all inputs of a unit at once."""
 

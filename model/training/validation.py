@@ -22,6 +22,7 @@ from model.tasks.interpolation import Interpolation
 from model.tasks.orbit import Orbit
 from model.tasks.text_to_video import TextToVideo
 from model.training.config import DataConfig, StageConfig
+from model.training.parallelize import forget_gathered
 from model.training.stage import StageTrainer
 from model.video_io import write_video
 
@@ -73,6 +74,7 @@ class Validation:
                 picture = made if truth is None else torch.cat([truth.expand(len(made), -1, -1, -1), made], dim=-1)
                 name = f"step-{step:08d}-{sample.key[:24]}-{sample.ordinal - 2**62}.mp4"
                 write_video(picture, folder / name, fps=max(1.0, sample.fps))
+        forget_gathered(trainer.model.unet)  # they are the averages
         trainer.model.unet.train()
         everyone: list[Any] = [None] * trainer.ranks.world
         dist.all_gather_object(everyone, scores, group=trainer.ranks.control)

@@ -358,6 +358,18 @@ def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> N
         run(short)
 
 
+def test_sampling_on_the_way_changes_no_update(tmp_path: Path, shards: Path) -> None:
+    losses = []
+    for validate_every in (0, 1):
+        config = _config(
+            tmp_path / str(validate_every), shards, "preset: image-to-video-320, frames: 3", validate=validate_every
+        )
+        run(replace(config, compute=replace(config.compute, precision="bf16")))
+        lines = next((tmp_path / str(validate_every)).rglob("metrics.jsonl")).read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[0] == losses[1]
+
+
 # ---- sums and updates ----------------------------------------------------------------------------------------------
 
 
