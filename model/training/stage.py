@@ -96,12 +96,13 @@ class StageTrainer:
         count = sum(p.numel() for p in model.unet.parameters())
         self.trained_share = sum(p.numel() for p in self.trained.values()) / count
         self.gradients = Gradients(list(self.trained.values()), list(replicated.values()), reductions, exact=exact)
+        groups = [{"params": list(each.values())} for each in (self.trained, replicated) if each]
         self.trained |= replicated
         betas = (stage.beta1, stage.beta2)
         settings: dict[str, Any] = {"lr": stage.learning_rate, "betas": betas, "weight_decay": stage.weight_decay}
-        parameters = list(self.trained.values())
+        # Apart, because the fused kernel takes sharded and whole tensors only apart.
         self.optimizer: torch.optim.Optimizer = (
-            ExactAdamW(parameters, **settings) if exact else torch.optim.AdamW(parameters, fused=True, **settings)
+            ExactAdamW(groups, **settings) if exact else torch.optim.AdamW(groups, fused=True, **settings)
         )
         self.ema = Ema(self.trained, stage.ema_decay) if stage.ema_decay else None
         self.denoiser = model.denoiser

@@ -295,6 +295,16 @@ def test_other_tasks_train_and_sample(tmp_path: Path, shards: Path, name: str, t
         assert model.mask_embedding.z_m.abs().max() > 0, "the mask was learned"
 
 
+def test_what_every_rank_holds_whole_trains_beside_sharded_weights(tmp_path: Path, shards: Path) -> None:
+    """As on GPUs: sums as they come, and the fused optimizer."""
+    config = _config(tmp_path / "run", shards, "preset: interpolation, frames: 3, learned_c_in: function")
+    model = VideoModel.load(run(replace(config, compute=replace(config.compute, precision="bf16", exact=False))))
+    assert model.mask_embedding is not None
+    assert model.mask_embedding.z_m.abs().max() > 0
+    assert model.input_scale is not None
+    assert model.input_scale.out.weight.abs().max() > 0
+
+
 def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards: Path) -> None:
     config = _config(tmp_path, shards, "preset: video-320", "preset: image-to-video-320", "preset: interpolation")
     base = starting_point(config, config.stages[0], None, None)
