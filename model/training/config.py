@@ -90,7 +90,7 @@ class StageConfig:
     lora: LoraConfig | None = None
     """Train adapters and freeze everything else."""
     learned_c_in: Literal["scale", "function"] | None = None
-    """Learn a factor on c_in instead of using the published one alone."""
+    """Learn a factor on c_in instead of using the published one alone. Later stages train it on."""
 
 
 @dataclass(config=STRICT, kw_only=True, frozen=True)

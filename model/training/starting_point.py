@@ -70,13 +70,20 @@ def starting_point(
         height, width = stage.height // autoencoder.factor, stage.width // autoencoder.factor
         mask = start.mask_embedding if start else None
         scale = start.input_scale if start else None
+        if scale is None and stage.learned_c_in:
+            scale = LearnedInputScale(stage.learned_c_in)
+        if scale is not None and stage.learned_c_in not in (None, scale.kind):
+            raise ConfigError(
+                f"stage {stage.name}: learned_c_in: {stage.learned_c_in}, but it starts from a model that has learned "
+                f"one of kind {scale.kind}, which is trained on"
+            )
         return VideoModel(
-            description=_describe(stage, motion),
+            description=_describe(stage, motion, scale),
             unet=unet.train().requires_grad_(True),
             autoencoder=autoencoder,
             image_encoder=image,
             text_encoder=text,
-            input_scale=scale or (LearnedInputScale(stage.learned_c_in) if stage.learned_c_in else None),
+            input_scale=scale,
             mask_embedding=(mask or MaskEmbedding(autoencoder.channels, height, width))
             if stage.task == "interpolation"
             else None,
@@ -191,7 +198,9 @@ def _encoder(model: ModelConfig, name: str) -> Any:
     return encoder.requires_grad_(False).eval()
 
 
-def _describe(stage: StageConfig, motion: MotionBuckets | None) -> ModelDescription:
+def _describe(
+    stage: StageConfig, motion: MotionBuckets | None, scale: LearnedInputScale | None = None
+) -> ModelDescription:
     """What the trained model will say about itself."""
     text = stage.task == "text_to_video"
     long = stage.frames > 14
@@ -205,5 +214,5 @@ def _describe(stage: StageConfig, motion: MotionBuckets | None) -> ModelDescript
         min_guidance=1.5 if long and not text else 1.0,
         max_guidance=7.0 if text else 3.0 if long else 2.5,
         motion=motion,
-        input_scale=stage.learned_c_in,
+        input_scale=None if scale is None else scale.kind,
     )

@@ -305,6 +305,19 @@ def test_what_every_rank_holds_whole_trains_beside_sharded_weights(tmp_path: Pat
     assert model.input_scale.out.weight.abs().max() > 0
 
 
+def test_a_learned_c_in_stays_with_the_stages_that_follow(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path, shards, "preset: video-320, learned_c_in: scale", "preset: image-to-video-320")
+    first = starting_point(config, config.stages[0], None, None)
+    assert first.input_scale is not None
+    torch.nn.init.constant_(first.input_scale.log_scale, 0.5)
+    starting_point(config, config.stages[1], first, None).save(tmp_path / "model")
+    found = VideoModel.load(tmp_path / "model").input_scale
+    assert found is not None
+    assert found.log_scale == 0.5
+    with pytest.raises(ConfigError, match=r"learned_c_in: function, but it starts from .*of kind scale"):
+        starting_point(config, replace(config.stages[1], learned_c_in="function"), first, None)
+
+
 def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards: Path) -> None:
     config = _config(tmp_path, shards, "preset: video-320", "preset: image-to-video-320", "preset: interpolation")
     base = starting_point(config, config.stages[0], None, None)
