@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from model.checkpoints import CheckpointError, load_sd21_into, load_unet
 from model.conditioning.haar import HaarAutoencoder
+from model.conditioning.image import ImageEncoder
 from model.conditioning.latents import Autoencoder
 from model.conditioning.motion import MotionBuckets
+from model.conditioning.text import TextEncoder
 from model.diffusion.preconditioning import LearnedInputScale
 from model.tasks.description import ModelDescription
 from model.tasks.interpolation_mask import MaskEmbedding
@@ -52,13 +54,8 @@ def starting_point(
         autoencoder = start.autoencoder if start else _autoencoder(model)
         text = (start.text_encoder if start else None) or _encoder(model, "text_encoder")
         image = (start.image_encoder if start else None) or _encoder(model, "image_encoder")
-        needed = text if stage.task == "text_to_video" else image
-        if needed is None:
-            kind = "text" if stage.task == "text_to_video" else "image"
-            raise ConfigError(
-                f"stage {stage.name}: {stage.task} needs model.{kind}_encoder: a directory, or `untrained`"
-            )
-        wanted = _shape(model, stage, autoencoder, needed.dim, start.unet.config if start else None)
+        width = token_width(stage, text, image, start.unet.config if start else None)
+        wanted = _shape(model, stage, autoencoder, width, start.unet.config if start else None)
         unet = VideoUNet(wanted)
         if start is not None:
             unet.load_state_dict(carry_over(start.unet.state_dict(), unet.state_dict()))
@@ -88,6 +85,28 @@ def starting_point(
             if stage.task == "interpolation"
             else None,
         )
+
+
+def token_width(
+    stage: StageConfig, text: TextEncoder | None, image: ImageEncoder | None, network: UNetConfig | None
+) -> int:
+    """Channels of the tokens that a stage reads.
+
+    Args:
+        network: what it starts from; None: nothing.
+
+    Raises:
+        ConfigError: there is no encoder for them, or its tokens have another width than the network was made for.
+    """
+    kind, encoder = ("text", text) if stage.task == "text_to_video" else ("image", image)
+    if encoder is None:
+        raise ConfigError(f"stage {stage.name}: {stage.task} needs model.{kind}_encoder: a directory, or `untrained`")
+    if network is not None and encoder.dim != network.cross_attention_dim:
+        raise ConfigError(
+            f"stage {stage.name}: model.{kind}_encoder gives tokens of {encoder.dim} channels, but the network it "
+            f"starts from reads {network.cross_attention_dim}: choose an encoder of that width"
+        )
+    return encoder.dim
 
 
 def carry_over(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 
+from curation.compat import ensure_torchvision
 from model.data.shards import DataError
 from model.tasks import ImageToVideo, Interpolation, Orbit, VideoModel
 from model.tasks.camera_lora import LoraAdapters
@@ -231,6 +232,28 @@ def test_a_later_stage_that_cannot_run_is_refused_before_the_first_one_trains(tm
             run(_config(tmp_path / "run", shards, first, later))
     assert not list((tmp_path / "run").rglob("step-*"))
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
+
+
+def test_an_encoder_that_a_later_stage_needs_is_asked_for_before_the_first_one_trains(
+    tmp_path: Path, shards: Path
+) -> None:
+    config = _config(tmp_path / "run", shards, "preset: video-320", "preset: image-to-video-320")
+    nothing = replace(config, model=replace(config.model, image_encoder="from start"))
+    with pytest.raises(ConfigError, match=r"stage image-to-video-320: image_to_video needs model\.image_encoder"):
+        run(nothing)
+    ensure_torchvision()
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    wider = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+                         image_size=32, patch_size=16, projection_dim=48)
+    )  # fmt: skip
+    wider.save_pretrained(tmp_path / "wide" / "image_encoder")
+    wide = replace(config, model=replace(config.model, image_encoder=str(tmp_path / "wide")))
+    for attempt in (lambda: run(wide), lambda: list(validate(wide))):
+        with pytest.raises(ConfigError, match=r"image_encoder gives tokens of 48 channels.*reads 32"):
+            attempt()
+    assert not list((tmp_path / "run").rglob("step-*"))
 
 
 def test_shards_of_validation_are_looked_at_before_the_run(tmp_path: Path, shards: Path) -> None:
