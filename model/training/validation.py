@@ -1,7 +1,8 @@
 """Videos sampled while training goes on, from the averaged weights, beside the clips they should resemble.
 
-Every rank samples its own clips with the same number of evaluations, so that a sharded network runs on all of them in
-step. Written as video, one file per clip: left the clip, right the sample.
+A clip is taken at the size of its aspect-ratio bucket. Every rank samples its own clips with the same number of
+evaluations, so that a sharded network runs on all of them in step. Written as video, one file per clip: left the clip,
+right the sample.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.data.buckets import nearest_size
 from model.data.dataset import ClipDataset, Source, TrainingSample
 from model.data.selection import SampleTable, Wanted, select
 from model.tasks.image_to_video import ImageToVideo
@@ -49,11 +51,13 @@ class Validation:
         table, chosen = validation_clips(trainer.config.data, trainer.stage, trainer.data.table)
         ranks = trainer.ranks
         each = max(1, math.ceil(saving.validation_clips / ranks.world))
-        bucket = trainer.data.dataset.sources[0].bucket
         reader: ClipDataset = trainer.data.dataset
+        buckets = [source.bucket for source in reader.sources if source.bucket.frames == trainer.stage.frames]
+        width, height = (np.nan_to_num(table.numbers(side)[chosen], nan=1) for side in ("width", "height"))
+        nearest = nearest_size(width, height, [(bucket.height, bucket.width) for bucket in buckets])
         # Draws of ordinals below zero belong to no training sample; 2**62 is far above all of them.
         self.samples = [
-            reader.read(Source(bucket, table), int(chosen[i % len(chosen)]), 2**62 + i)
+            reader.read(Source(buckets[nearest[i % len(chosen)]], table), int(chosen[i % len(chosen)]), 2**62 + i)
             for i in range(ranks.rank * each, (ranks.rank + 1) * each)
         ]
 
@@ -94,10 +98,11 @@ class Validation:
         motion = model.description.motion
         bucket = motion.bucket(sample.motion) if motion is not None and np.isfinite(sample.motion) else 127
         common: dict[str, Any] = {"fps": sample.fps, "motion_bucket": bucket, "options": options}
-        if stage.task == "text_to_video":
-            common |= {"width": stage.width, "height": stage.height, "frames": max(2, stage.frames)}
-            return TextToVideo(model)([sample.caption], **common)[0]
         first, last = self._ends(sample)
+        if stage.task == "text_to_video":
+            height, width = first.shape[-2:]
+            common |= {"width": width, "height": height, "frames": max(2, stage.frames)}
+            return TextToVideo(model)([sample.caption], **common)[0]
         if stage.task == "interpolation":
             return Interpolation(model)(first, last, frames=stage.frames, **common)[0]
         if stage.task == "orbit":

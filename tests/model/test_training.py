@@ -26,6 +26,7 @@ from model.training.config_file import ConfigError, field_docs, load_config, par
 from model.training.cost import Shape, activation_bytes, forward_flops
 from model.training.ema import Ema
 from model.training.parallelize import checkpoint_blocks
+from model.training.precompute import precompute
 from model.training.presets import PRESETS, preset, tiny_variant
 from model.training.run import run
 from model.training.stage import NonFiniteLoss
@@ -33,7 +34,8 @@ from model.training.stage_data import stage_data
 from model.training.starting_point import starting_point
 from model.training.validate import validate
 from model.unet import UNetConfig, VideoUNet
-from tests.model.training_shards import make_shards
+from model.video_io import film_frames
+from tests.model.training_shards import clip, make_shards, write_shard
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -402,6 +404,22 @@ def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> N
     short = replace(latents, output=str(tmp_path / "c"), stages=(replace(config.stages[0], frames=13),))
     with pytest.raises(DataError, match="fewer precomputed frames"):
         run(short)
+
+
+def test_clips_are_sampled_at_the_size_of_their_bucket(tmp_path: Path) -> None:
+    clips = write_shard(tmp_path / "0.tar", [clip(0, size=(64, 32)), clip(1, size=(32, 48)), clip(2, size=(64, 32))])
+    config = _config(
+        tmp_path / "text", clips, "preset: video-256, aspect_buckets: true, frames: 3, steps: 1", validate=1
+    )
+    config = replace(config, saving=replace(config.saving, validation_clips=2))
+    run(config)
+    assert "3 clips encoded" in precompute(config, None, str(tmp_path / "latents"))
+    config = replace(config, output=str(tmp_path / "b"), data=replace(config.data, shards=(str(tmp_path / "latents"),)))
+    run(config)
+    for output in ("text", "b"):
+        films = sorted((tmp_path / output).rglob("*.mp4"))
+        found = [next(iter(film_frames(film))).shape[1:] for film in films]
+        assert found == ([(40, 48), (24, 80)] if output == "text" else [(40, 24), (24, 40)]), output
 
 
 def test_sampling_on_the_way_changes_no_update(tmp_path: Path, shards: Path) -> None:
