@@ -7,6 +7,7 @@ right the sample.
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import nullcontext
 from typing import Any
@@ -17,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.data.buckets import nearest_size
-from model.data.dataset import ClipDataset, Source, TrainingSample
+from model.data.dataset import MAX_REPLACEMENTS, ClipDataset, Source, TrainingSample
 from model.data.selection import SampleTable, Wanted, select
+from model.data.shards import SampleError
 from model.tasks.image_to_video import ImageToVideo
 from model.tasks.interpolation import Interpolation
 from model.tasks.orbit import Orbit
@@ -27,6 +29,8 @@ from model.training.config import DataConfig, StageConfig
 from model.training.parallelize import forget_gathered
 from model.training.stage import StageTrainer
 from model.video_io import write_video
+
+log = logging.getLogger("clipmill.train")
 
 
 def validation_clips(data: DataConfig, stage: StageConfig, trained: SampleTable) -> tuple[SampleTable, np.ndarray]:
@@ -55,11 +59,19 @@ class Validation:
         buckets = [source.bucket for source in reader.sources if source.bucket.frames == trainer.stage.frames]
         width, height = (np.nan_to_num(table.numbers(side)[chosen], nan=1) for side in ("width", "height"))
         nearest = nearest_size(width, height, [(bucket.height, bucket.width) for bucket in buckets])
-        # Draws of ordinals below zero belong to no training sample; 2**62 is far above all of them.
-        self.samples = [
-            reader.read(Source(buckets[nearest[i % len(chosen)]], table), int(chosen[i % len(chosen)]), 2**62 + i)
-            for i in range(ranks.rank * each, (ranks.rank + 1) * each)
-        ]
+
+        def clip(place: int, tries: int) -> TrainingSample:
+            i = (place + tries) % len(chosen)
+            try:
+                # Ordinals of training samples are far below 2**62.
+                return reader.read(Source(buckets[nearest[i]], table), int(chosen[i]), 2**62 + place)
+            except SampleError as error:
+                if trainer.config.data.bad_sample == "stop" or tries >= MAX_REPLACEMENTS:
+                    raise
+                log.warning("replaced: %s", error)
+                return clip(place, tries + 1)
+
+        self.samples = [clip(place, 0) for place in range(ranks.rank * each, (ranks.rank + 1) * each)]
 
     def __call__(self, step: int) -> dict[str, float]:
         """Sample every clip; returns mean PSNR of samples, and of the first frame repeated, against the clips."""

@@ -422,6 +422,19 @@ def test_clips_are_sampled_at_the_size_of_their_bucket(tmp_path: Path) -> None:
         assert found == ([(40, 48), (24, 80)] if output == "text" else [(40, 24), (24, 40)]), output
 
 
+def test_a_clip_that_cannot_be_decoded_is_replaced_in_validation_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    key, _, facts, caption = clip(0, size=(32, 48))
+    clips = write_shard(tmp_path / "0.tar", [(key, b"no video", facts, caption), clip(1, size=(32, 48))])
+    config = _config(tmp_path / "run", clips, "preset: image-to-video-320, frames: 3, steps: 1", validate=1)
+    with pytest.raises(DataError, match=r"clip0000.*cannot be decoded"):
+        run(config)
+    run(replace(config, data=replace(config.data, bad_sample="replace")))
+    assert "clip0000" in caplog.text
+    assert [path.name.split("-")[2] for path in (tmp_path / "run").rglob("*.mp4")] == ["clip0001"]
+
+
 def test_sampling_on_the_way_changes_no_update(tmp_path: Path, shards: Path) -> None:
     losses = []
     for validate_every in (0, 1):
