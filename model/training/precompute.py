@@ -1,8 +1,8 @@
 """`clipmill train precompute`: clips encoded once, into shards of the same form, one for each shard of clips.
 
-A shard of latents appears complete or not at all, with its index; shards that are there are skipped, so running the
-command again goes on where it stopped. `RANK` and `WORLD_SIZE` split the shards among processes that know nothing of
-each other.
+A shard of latents appears complete or not at all, with its index, and only if a clip of it could be encoded. Shards
+that are there are skipped, so running the command again goes on where it stopped. `RANK` and `WORLD_SIZE` split the
+shards among processes that know nothing of each other.
 """
 
 from __future__ import annotations
@@ -79,6 +79,10 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
                 meta = _meta(data, int(sample), read, source.bucket)
                 _add(tar, read, _encoded(read, model.autoencoder, device, config), meta)
                 made += 1
+            empty = not tar.getmembers()
+        if empty:  # no shard of latents is one without samples
+            partial.unlink()
+            continue
         partial.rename(final)
         reindex(str(final))
     return f"{made} clips encoded into {folder}, {skipped} shards were there already, {failed} clips could not be read"

@@ -185,3 +185,15 @@ def test_latents_of_mixed_sizes_are_made_once_and_not_mixed_with_others(tmp_path
     run(replace(config, data=replace(config.data, shards=(str(latents),))))
     with pytest.raises(ConfigError, match=r"latents of other settings \(frames 4 then, 5 now\)"):
         precompute(_config(tmp_path / "run", tmp_path / "clips", aspect_buckets=True, frames=5), None, str(latents))
+
+
+def test_a_shard_without_a_readable_clip_gives_no_shard_of_latents(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    key, _, facts, caption = clip(0, size=(32, 48))
+    write_shard(tmp_path / "clips" / "0.tar", [(key, b"no video", facts, caption)])
+    write_shard(tmp_path / "clips" / "1.tar", [clip(1, size=(32, 48))])
+    config = _config(tmp_path / "run", tmp_path / "clips", steps=1)
+    latents = tmp_path / "latents"
+    assert "1 clips encoded" in precompute(config, None, str(latents))
+    assert [path.name for path in latents.glob("*.tar*")] == ["000001.tar"]
+    run(replace(config, data=replace(config.data, shards=(str(latents),))))
