@@ -303,6 +303,18 @@ def test_members_are_named_as_webdataset_names_them(tmp_path: Path, prefix: str)
     assert _dataset(tmp_path, batch=1)[(0, 0)].key == prefix + key
 
 
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("key", ["Straße", "ü" * 60])
+def test_names_that_are_not_ascii_are_read_in_every_format(tmp_path: Path, form: int, key: str) -> None:
+    _, video, facts, _ = clip(0, size=(32, 48))
+    with tarfile.open(tmp_path / "0.tar", "w", format=form) as tar:
+        for kind, content in (("mp4", video), ("json", json.dumps(facts).encode())):
+            member = tarfile.TarInfo(f"{key}/0.{kind}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert _dataset(tmp_path, batch=1)[(0, 0)].key == f"{key}/0"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
