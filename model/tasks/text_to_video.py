@@ -81,7 +81,8 @@ class TextToVideo:
             sides = [conditioning_side(model, prompts, temporal_prompt, fps, motion_bucket, options)]
             if negative_prompt is not None:
                 away = [negative_prompt] * len(prompts)
-                sides.append(conditioning_side(model, away, temporal_prompt, fps, motion_bucket, options))
+                temporal = None if temporal_prompt is None else negative_prompt
+                sides.append(conditioning_side(model, away, temporal, fps, motion_bucket, options))
             latents = model.sample_latents(
                 sides[0],
                 len(prompts),

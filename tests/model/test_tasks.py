@@ -135,7 +135,11 @@ def test_temporal_prompt_reaches_only_the_temporal_attention(models):
 
 def test_negative_prompt_replaces_the_null_side(models):
     given = recorded(models["text_to_video"], negative_prompt="blurry")
-    torch.testing.assert_close(given["context"][:1], models["text_to_video"].text_encoder(["blurry"]))
+    away, towards = models["text_to_video"].text_encoder(["blurry", "zooming in"])
+    torch.testing.assert_close(given["context"][0], away)
+    given = recorded(models["text_to_video"], negative_prompt="blurry", temporal_prompt="zooming in")
+    torch.testing.assert_close(given["time_context"][0], away, msg="guidance acts on the temporal prompt too")
+    torch.testing.assert_close(given["time_context"][1], towards)
 
 
 def test_image_to_video_conditioning(models):
