@@ -331,7 +331,8 @@ class StageTrainer:
 
 
 def run_settings(config: TrainConfig, stage: StageConfig, fingerprint: str) -> dict[str, Any]:
-    """What a stage must keep to be gone on with: everything but its name and length, the data and the model."""
+    """What a stage must keep to be gone on with: all but its name and length, the data, their order and the model."""
     kept = {key: value for key, value in asdict(stage).items() if key not in ("name", "steps")}
     model = {f"model.{key}": value for key, value in asdict(from_anywhere(config).model).items()}
-    return kept | model | {"seed": config.seed, "data": fingerprint}
+    order = {"seed": config.seed, "data": fingerprint, "data.window_shards": config.data.window_shards}
+    return kept | model | order

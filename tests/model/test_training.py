@@ -561,6 +561,8 @@ def test_checkpoints_of_other_settings_or_damaged_ones_are_refused(tmp_path: Pat
     other = replace(config, stages=(replace(config.stages[0], learning_rate=1e-5, p_mean=0.1),))
     with pytest.raises(CheckpointProblem, match=r"learning_rate: 0.001 then, 1e-05 now; p_mean"):
         run(other)
+    with pytest.raises(CheckpointProblem, match=r"data\.window_shards: 16 then, 1 now"):  # another order of the samples
+        run(replace(config, data=replace(config.data, window_shards=1)))
     part = next((folder / "checkpoints" / "step-00000002").glob("*.distcp"))
     with open(part, "r+b") as file:
         file.truncate(1000)
