@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from model.activation_memory import available_memory, sampling_at_least
 from model.sample_options import DTYPES, SharedOptions
 from model.tasks.camera_lora import LoraAdapters
-from model.tasks.description import make_guider
 from model.tasks.preview import StepSheet
 from model.tasks.sampling import Progress, SamplingError, SamplingOptions
 from model.tasks.video_model import VideoModel
@@ -113,10 +113,8 @@ class Run:
             "two_pass": shared.two_pass,
             "decode_chunk": shared.decode_chunk,
             "offload": shared.offload,
-            "guider": make_guider(
-                shared.guider or description.guider,
-                description.min_guidance if shared.min_guidance is None else shared.min_guidance,
-                description.max_guidance if shared.guidance is None else shared.guidance,
+            "guider": replace(description, guider=shared.guider or description.guider).default_guider(
+                shared.min_guidance, shared.guidance
             ),
         }
         if shared.steps:

@@ -66,12 +66,12 @@ class ModelDescription:
             raise ModelDirectoryError(f"{FILE}: input_scale {self.input_scale!r}; 'scale', 'function' or null")
 
     def default_guider(self, min_scale: float | None = None, max_scale: float | None = None) -> Guider:
-        """The model's guidance, with other scales where given (the larger one alone for a constant scale)."""
-        return make_guider(
-            self.guider,
-            self.min_guidance if min_scale is None else min_scale,
-            self.max_guidance if max_scale is None else max_scale,
-        )
+        """The model's guidance, with other scales where given (the larger one alone for a constant scale).
+
+        A larger scale that is given stays the largest, also below the model's smaller one.
+        """
+        largest = self.max_guidance if max_scale is None else max_scale
+        return make_guider(self.guider, min(self.min_guidance, largest) if min_scale is None else min_scale, largest)
 
     def to_json(self) -> dict[str, Any]:
         """As clipmill.json holds it."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.conditioning import ConditioningError
 from model.conditioning.haar import HaarAutoencoder
 from model.conditioning.motion import MotionBuckets
-from model.diffusion import LearnedInputScale, TrianglePredictionGuider, VanillaCFG
+from model.diffusion import LearnedInputScale, LinearPredictionGuider, TrianglePredictionGuider, VanillaCFG
 from model.tasks import (
     FrameCountWarning,
     ImageToVideo,
@@ -29,6 +29,7 @@ from model.tasks import (
     tiny_random_model,
 )
 from model.tasks import interpolation as interpolation_module
+from model.tasks.description import published_image_to_video
 from model.tasks.interpolation_mask import MaskEmbedding, ends_given
 from model.tasks.orbit import azimuths
 from model.weight_files import CheckpointError
@@ -446,3 +447,7 @@ def test_guidance_defaults_come_with_the_model():
     assert model.options(seed=9).seed == 9
     with pytest.raises(ValueError, match="euler or heun"):
         model.options(sampler="dpm")
+    longer = published_image_to_video(25)
+    assert longer.default_guider() == LinearPredictionGuider(3.0, 1.5)
+    assert longer.default_guider(max_scale=1.0).scales(25).tolist() == [1.0] * 25, "no guidance was asked for"
+    assert longer.default_guider(2.0, 1.0) == LinearPredictionGuider(1.0, 2.0)
