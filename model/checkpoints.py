@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .key_layouts import SGM_PREFIX, sd21_keys, sgm_keys
 from .unet import VideoUNet
@@ -139,13 +139,13 @@ def save_sgm(unet: VideoUNet, path: str | os.PathLike[str], *, dtype: torch.dtyp
 def load_sd21_into(unet: VideoUNet, path: str | os.PathLike[str], *, allow_pickle: bool = False) -> list[str]:
     """Initialise the spatial layers from Stable Diffusion 2.1, in place; temporal layers keep their values.
 
-    Additional input channels of `conv_in` (conditioning latent, mask) are set to zero, so that step 0 sees exactly
-    the image model.
+    Additional input channels of `conv_in` (conditioning latent, mask) are set to zero, and so is the last layer of the
+    scalar conditions, which the image model does not have: step 0 sees exactly the image model.
 
     Args:
         path: a diffusers pipeline or `unet` directory, or the original single file.
     Returns:
-        the keys that were set.
+        the keys that were read.
     Raises:
         CheckpointError: a spatial key is missing, surplus or of another shape.
     """
@@ -176,6 +176,8 @@ def load_sd21_into(unet: VideoUNet, path: str | os.PathLike[str], *, allow_pickl
         state[key] = value
     compare_shapes(state, {key: ours[key] for key in state}, str(path))
     unet.load_state_dict(state, strict=False)
+    for parameter in unet.add_embedding.linear_2.parameters():
+        nn.init.zeros_(parameter)
     return list(state)
 
 
