@@ -102,7 +102,7 @@ def _read_id(source: SourceFile) -> str | None:
         fs, path = file_system(source.uri)
         with fs.open(path, "rb") as file:
             return source_id(file, source.size or 0)
-    except OSError:
+    except Exception:  # HTTP, object stores and archives have their own kinds
         return None
 
 
@@ -119,11 +119,12 @@ def absolute(uri: str) -> str:
 def _expand(uri: str, column: str) -> Iterator[pa.Table]:
     try:
         fs, path = file_system(uri)
-    except (ImportError, ValueError) as error:
-        raise InputError(f"input: {uri}: {error}") from None
+    except Exception as error:  # no such protocol, its package is missing, an archive that is none
+        raise InputError(f"input: {uri}: {error or type(error).__name__}") from None
     suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
+    pattern = any(character in path for character in "*?[")
     try:
-        if any(character in path for character in "*?[") and not fs.exists(path):
+        if pattern and not fs.exists(path):
             matches = [entry for entry in fs.glob(path, detail=True).values() if entry["type"] == "file"]
             if not matches:
                 raise InputError(f"input: {uri}: the glob matches no file")
@@ -136,11 +137,20 @@ def _expand(uri: str, column: str) -> Iterator[pa.Table]:
             yield from _listed(fs, path, uri, suffix, column)
         else:
             yield from _tables([_source(fs, fs.info(path))])
-    except (FileNotFoundError, PermissionError) as error:
-        if suffix not in VIDEO_SUFFIXES:
-            what = "permission denied" if isinstance(error, PermissionError) else "no such file or folder"
-            raise InputError(f"input: {uri}: {what}") from None
+    except InputError:
+        raise
+    except Exception as error:  # HTTP, object stores and archives have their own kinds
+        if suffix not in VIDEO_SUFFIXES or pattern:
+            raise InputError(f"input: {uri}: {_reason(error)}") from None
         yield from _tables([SourceFile(uri, None)])
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    return f"cannot be read ({type(error).__name__}: {error})"
 
 
 def _source(fs: fsspec.AbstractFileSystem, entry: dict[str, Any]) -> SourceFile:
@@ -166,7 +176,7 @@ def _listed(fs: fsspec.AbstractFileSystem, path: str, uri: str, suffix: str, col
             with fs.open(path, "rb") as file:
                 for names in read(file, uri, column):
                     yield _absolute(names, folder)
-        except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
             raise InputError(f"input: {uri}: not a readable {suffix} file ({error})") from None
 
     found, number = uris(), 0
@@ -223,5 +233,5 @@ def _stat(uri: str) -> SourceFile:
             policy.check(uri)
         fs, path = file_system(uri)
         return SourceFile(uri, fs.info(path).get("size"))
-    except (OSError, ImportError, ValueError, Forbidden):
+    except Exception:  # HTTP, object stores and archives have their own kinds
         return SourceFile(uri, None)

@@ -127,6 +127,6 @@ def local_copy(uri: str) -> Iterator[str]:
             raise CannotDecode("missing", f"{uri}: no such file") from error
         except PermissionError as error:
             raise CannotDecode("unreadable", f"{uri}: permission denied") from error
-        except OSError as error:
-            raise CannotDecode("fetch_failed", f"{uri}: {error}") from error
+        except Exception as error:  # HTTP and object stores have their own kinds
+            raise CannotDecode("fetch_failed", f"{uri}: {error or type(error).__name__}") from error
         yield copy

@@ -1,7 +1,9 @@
 """Every way of naming sources gives the same sorted list, and what cannot be a source is refused or becomes a row."""
 
 import os
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -10,9 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipelines.inputs
+from curation.errors import CannotDecode
 from curation.identity import SAMPLE_BYTES, SAMPLES
 from curation.location import local_uri
 from pipelines.inputs import InputError, SourceFile, find_duplicates, find_sources
+from workers.source import local_copy
 
 
 @pytest.fixture
@@ -77,6 +81,58 @@ def test_a_torn_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="not a readable parquet file"):
         found(str(tmp_path / "list.parquet"))
+
+
+def test_a_column_that_holds_no_names_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"uri": [["a.mp4", "b.mp4"]]}), tmp_path / "list.parquet")
+    with pytest.raises(InputError, match="not a readable parquet file"):
+        found(str(tmp_path / "list.parquet"))
+
+
+class _Unwell(BaseHTTPRequestHandler):
+    """Says how large files are, and breaks off when they are read; below /500/ it fails altogether."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(500 if self.path.startswith("/500/") else 200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"half of it")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def unwell() -> Iterator[str]:
+    """The address of a server that is not well."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Unwell) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_fails_costs_its_films_and_no_others(unwell: str, tmp_path: Path) -> None:
+    failing, nowhere = f"{unwell}/500/a.mp4", "http://127.0.0.1:9/b.mp4"
+    both = sorted([SourceFile(failing, None), SourceFile(nowhere, None)])
+    assert found(failing, nowhere) == both
+    (tmp_path / "list.csv").write_text(f"uri\n{failing}\n{nowhere}\n")
+    assert found(str(tmp_path / "list.csv")) == both
+    broken = [SourceFile(f"{unwell}/{name}.mp4", 100) for name in "ab"]
+    assert find_duplicates(broken) == {}
+    for uri in (failing, broken[0].uri):
+        with pytest.raises(CannotDecode) as error, local_copy(uri):
+            pass
+        assert error.value.reason == "fetch_failed"
+
+
+@pytest.mark.parametrize("uri", ["{}/500/list.csv", "{}/500/*.mp4", "zip://film.mp4::/nowhere.zip"])
+def test_what_cannot_be_asked_is_refused_in_one_line(uri: str, unwell: str) -> None:
+    with pytest.raises(InputError) as error:
+        found(uri.format(unwell))
+    assert uri.format(unwell) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_the_output_folder_is_no_input(folder: Path) -> None:
