@@ -20,7 +20,10 @@ TEMPORARY_PREFIX = ".tmp-"
 
 
 class Storage:
-    """One folder tree, addressed by paths relative to its root, `/`-separated."""
+    """One folder tree, addressed by paths relative to its root, `/`-separated.
+
+    What goes wrong is an OSError, whatever the file system behind it raises.
+    """
 
     def __init__(self, root: str | Path) -> None:
         """Open the tree at `root` (a local path or a URL that fsspec knows). Creates nothing."""
@@ -51,25 +54,33 @@ class Storage:
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of that name is there now."""
         self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(name)))
+        with self._faults(name):
+            return bool(self.fs.exists(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """All bytes of one file. Raises FileNotFoundError."""
-        return bytes(self.fs.cat_file(self.path(name)))
+        with self._faults(name):
+            return bytes(self.fs.cat_file(self.path(name)))
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`: how a clip is taken out of its tar."""
-        return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + size))
+        with self._faults(name):
+            return bytes(self.fs.cat_file(self.path(name), start=offset, end=offset + size))
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Put a whole file under its final name, atomically. Raises OSError."""
-        with self.writing(name) as temporary:
+        with self._faults(name), self.writing(name) as temporary:
             if self.is_local:
                 with open(temporary, "wb") as file:
                     file.write(data)
                     file.flush()
             else:
                 self.fs.pipe_file(temporary, bytes(data))
+
+    def create(self, name: str, data: bytes) -> None:
+        """The same on an object store, where there is no such file yet. Raises FileExistsError, or another OSError."""
+        with self._faults(name):
+            self.fs.pipe_file(self.path(name), data, mode="create")
 
     @contextmanager
     def writing(self, name: str) -> Iterator[str]:
@@ -103,7 +114,8 @@ class Storage:
         """Names of the files directly inside `folder`, sorted, without temporary ones; none when it does not exist."""
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.ls(self.path(folder), detail=True)
+            with self._faults(folder):
+                entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
             return []
         names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "file"]
@@ -114,11 +126,12 @@ class Storage:
         if self.is_local:
             os.replace(self.path(old), self.path(new))
         else:
-            self.fs.mv(self.path(old), self.path(new))
+            with self._faults(old):
+                self.fs.mv(self.path(old), self.path(new))
 
     def remove(self, name: str) -> None:
         """Delete one file; no error when it is already gone."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), self._faults(name):
             self.fs.rm_file(self.path(name))
 
     def remove_leftovers(self, folder: str) -> None:
@@ -128,3 +141,13 @@ class Storage:
         for name in os.listdir(self.path(folder)):
             if name.startswith(TEMPORARY_PREFIX):
                 os.unlink(self.path(f"{folder}/{name}"))
+
+    @contextmanager
+    def _faults(self, name: str) -> Iterator[None]:
+        """Object stores have exceptions of their own: no credentials, nobody who answers, an operation that is not."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"{self.url(name)}: {str(error) or type(error).__name__}") from error

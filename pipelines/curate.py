@@ -8,7 +8,8 @@ everything after them is a function of the dataset.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +107,7 @@ def _curate(spec: Spec, address: str | None, show: Show) -> Dataset:
         earlier = work.sources - work.pending
         progress = Progress(sources=work.sources, sources_done=earlier, earlier=earlier, later=work.pending)
         progress.bytes, progress.clips, progress.failed = work.size, work.clips, work.failed
-        with told(dataset.storage, lambda ended: describe(progress, ended)):
+        with told(dataset.storage, lambda ended: describe(progress, ended)), _written(dataset):
             if work.pending:
                 _curate_sources(spec, dataset, work, address, progress, show)
             progress.stage = "compacting"
@@ -114,6 +115,18 @@ def _curate(spec: Spec, address: str | None, show: Show) -> Dataset:
             compact(dataset, near_duplicates_of(spec, dataset))
             finish(spec, dataset, progress, show)
     return dataset
+
+
+@contextmanager
+def _written(dataset: Dataset) -> Iterator[None]:
+    """A disk that is full, or a store that does not answer, ends the job by its own word: JobFailed."""
+    try:
+        yield
+    except ConnectionError:  # to Ray, whose end is not the job's
+        raise
+    except OSError as error:
+        where, said = error.filename or dataset, error.strerror or error
+        raise JobFailed(f"cannot write to {where}: {said}") from error
 
 
 def finish(spec: Spec, dataset: Dataset, progress: Progress, show: Show) -> None:

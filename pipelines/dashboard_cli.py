@@ -19,8 +19,12 @@ def dashboard_command(datasets: tuple[str, ...], port: int) -> None:
     from pipelines.dashboard.server import serve
 
     for dataset in datasets:
-        if not Dataset(dataset).storage.exists():
-            click.echo(f"error: {dataset} does not exist", err=True)
+        try:
+            said = None if Dataset(dataset).storage.exists() else f"{dataset} does not exist"
+        except (OSError, ValueError, ImportError) as error:
+            said = f"{dataset}: {error}"
+        if said is not None:
+            click.echo(f"error: {said}", err=True)
             sys.exit(2)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -59,14 +59,14 @@ def _acquire(storage: Storage) -> dict[str, Any]:
     mine = {"id": secrets.token_hex(8), "host": socket.gethostname(), "pid": os.getpid(), "renewed": 0}
     mine["born"] = _born(os.getpid())
     with suppress(FileExistsError):
-        storage.fs.pipe_file(storage.path(NAME), _bytes(mine), mode="create")
+        storage.create(NAME, _bytes(mine))
         return mine
     found = _read(storage)
     if found == mine:  # created by the first of two tries, of which the store said that it failed
         return mine
     if found and not _is_dead(found):
         _watch(storage, found)
-    storage.fs.pipe_file(storage.path(NAME), _bytes(mine))
+    storage.write(NAME, _bytes(mine))
     time.sleep(_SETTLE_S)
     if (found := _read(storage)) != mine:
         raise Held(_said_of(found))
@@ -94,7 +94,7 @@ def _renew(storage: Storage, mine: dict[str, Any], over: threading.Event) -> Non
                 log.critical("%s: process %s on %s has taken over", storage.root, found.get("pid"), found.get("host"))
                 os._exit(_LOST)
             mine["renewed"] += 1
-            storage.fs.pipe_file(storage.path(NAME), _bytes(mine))
+            storage.write(NAME, _bytes(mine))
         except OSError as error:
             log.warning("%s: the lease could not be renewed (%s); trying again", storage.root, error)
 

@@ -53,7 +53,7 @@ def plan_command(
         within_h = None if days is None else 24 * days
         node = Node(node_cpus, node_gpus, price)
         found = make_plan(read_spec(spec), rates, video_hours, node, nodes=nodes, within_h=within_h)
-    except (PlanError, SpecError) as error:
+    except (PlanError, SpecError, OSError) as error:
         refuse(str(error))
     show(found, rates.video_s)
 

@@ -215,7 +215,7 @@ def open_output(spec: Spec) -> Storage:
 def _output(spec: Spec) -> Storage:
     try:
         return Storage(spec.output)
-    except (ValueError, ImportError) as error:  # fsspec knows no such protocol, or lacks the package for it
+    except (ValueError, ImportError, OSError) as error:  # an unknown protocol, its package missing, nobody answers
         raise Refused(f"output: {spec.output}: {error}") from None
 
 

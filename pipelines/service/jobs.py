@@ -348,10 +348,9 @@ class Jobs:
         return Job(record, state, self.root.url(record.id), place)
 
     def _folders(self) -> Iterable[str]:
-        try:
-            entries = self.root.fs.ls(self.root.path(), detail=True)
-        except FileNotFoundError:
+        if not self.root.exists():
             return []
+        entries = self.root.fs.ls(self.root.path(), detail=True)
         names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory"]
         real = [name for name in names if not (self.root.is_local and os.path.islink(self.root.path(name)))]
         return [name for name in real if is_job_id(name)]

@@ -96,6 +96,8 @@ def test_an_output_folder_that_cannot_be_made(films: Path, tmp_path: Path) -> No
 
 def test_an_output_of_an_unknown_kind(films: Path) -> None:
     assert "output: foo://bucket: Protocol not known: foo" in refused(curate(films, "-o", "foo://bucket"))
+    assert "cannot write there" in refused(curate(films, "-o", "http://127.0.0.1:9/out"))
+    assert "output: ftp://127.0.0.1:9/out: " in refused(curate(films, "-o", "ftp://127.0.0.1:9/out"))
 
 
 def test_how_a_job_runs_and_what_is_decided_may_change_between_runs(tmp_path: Path) -> None:
