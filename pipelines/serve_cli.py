@@ -15,6 +15,8 @@ from pipelines.curate_cli import refuse
 from pipelines.ray_jobs import DEFAULT_ADDRESS
 
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
+_WORKER_PORTS = range(10002, 20000)
+"""Ray's own choice; deploy/README.md tells firewalls of it."""
 
 
 @click.command("serve", context_settings=_SETTINGS)
@@ -137,6 +139,12 @@ def cluster_command(cpus: int | None, gpus: int | None, port: int, dashboard_por
     """
     from pipelines.cluster import make_token
 
+    for each in [] if join else [port, dashboard_port]:
+        if each in _WORKER_PORTS or port == dashboard_port:
+            refuse(
+                f"port {each} is taken: Ray needs two, outside of {_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}, which its "
+                "workers use; choose others with --port and --dashboard-port"
+            )
     for taken in [] if join else [each for each in (port, dashboard_port) if not _is_free(each)]:
         refuse(
             f"port {taken} is taken: perhaps by a Ray that runs here, or that was ended and takes half a minute; "

@@ -71,3 +71,10 @@ def test_a_port_that_is_taken_is_refused_in_one_line() -> None:
         result = CliRunner().invoke(main, ["cluster", "--port", str(port)])
     assert (result.exit_code, result.output.count("\n")) == (2, 1)
     assert f"port {port} is taken: perhaps by a Ray that runs here" in result.output
+
+
+@pytest.mark.parametrize("ports", [(16379, 8265), (6379, 18265), (8265, 8265)])
+def test_ports_that_ray_needs_itself_are_refused_in_one_line(ports: tuple[int, int]) -> None:
+    result = CliRunner().invoke(main, ["cluster", "--port", str(ports[0]), "--dashboard-port", str(ports[1])])
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "Ray needs two, outside of 10002 to 19999" in result.output
