@@ -30,6 +30,8 @@ from curation.camera import LABELS
 Frames = Literal["any", "all", "mean"]
 OnError = Literal["drop", "keep"]
 
+DECISION_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+"""What rules may be saved as: the name of files and folders."""
 _KEYS = ("min", "max", "range", "drop_lowest", "drop_highest", "in", "not_in", "frames", "on_error")
 _NUMERIC_KEYS = ("min", "max", "range", "drop_lowest", "drop_highest")
 _SHARE = re.compile(r"\s*(\d{1,3}(?:\.\d{1,20})?)\s*%\s*")  # as many digits as `write_share` gives back

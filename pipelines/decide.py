@@ -23,12 +23,11 @@ import yaml
 from curation import decisions
 from curation.data_files import read_yaml
 from curation.reasons import Bound
-from curation.rules import Rules, parse_rules
+from curation.rules import DECISION_NAME, Rules, parse_rules
 from curation.score_table import SchemaError, ScoreTable, connect, view_clips
 from curation.statistics import open_sources
 from pipelines.dataset import Dataset
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _COMPACTED = re.compile(r"part-\d{5}\.parquet")
 _RECORD = b"clipmill_decision"  # key of the Parquet file's metadata
 
@@ -90,7 +89,7 @@ def _readable(dataset: Dataset) -> Iterator[None]:
 
 def check_name(name: str) -> str:
     """`name`, when it can be a file name everywhere. Raises DatasetError."""
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(DECISION_NAME, name):
         raise DatasetError(f"{name!r} cannot name a decision: use letters, digits, and - _ . after the first letter")
     return name
 

@@ -18,7 +18,7 @@ from pydantic import (
 
 from curation import data_files
 from curation.registry import IMPLEMENTATIONS, NO_MODEL, Choice, choose
-from curation.rules import RulesError, parse_rule, parse_rules
+from curation.rules import DECISION_NAME, RulesError, parse_rule, parse_rules
 from pipelines.units import Bytes, Seconds
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _role(role: str, given: Any) -> Any:
 
 
 class Decision(_Section):
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
+    name: str = Field(default="default", pattern=f"^{DECISION_NAME}$")
     rules: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Score -> rule; see `clipmill decide --help`. Nothing is dropped without a rule."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from model.data.randomness import Purpose, Streams
 from model.data.selection import SampleTable
 from model.data.shards import CAPTION_COLUMNS, MEDIA, SampleError, read_member
 
-MAX_REPLACEMENTS = 8
+_MAX_REPLACEMENTS = 8
 
 
 @dataclass
@@ -72,19 +73,34 @@ class ClipDataset(Dataset[TrainingSample]):
             self._batch = self.plan[step]
         source = self.sources[self._batch.bucket]
         ordinal, number = int(self._batch.ordinals[place]), int(self._batch.samples[place])
+        order = self.plan.orders[self._batch.bucket]
+
+        def candidates() -> Iterator[tuple[Source, int]]:
+            yield source, number
+            position = int(self.streams.draws(Purpose.REPLACEMENT, ordinal).integers(len(order)))
+            for tries in itertools.count(1):
+                yield source, order[position + tries]
+
+        return self.read_first(candidates(), ordinal)
+
+    def read_first(self, candidates: Iterator[tuple[Source, int]], ordinal: int) -> TrainingSample:
+        """The first of endless candidates (source, sample's number) that can be decoded, with the draws of `ordinal`.
+
+        Raises:
+            SampleError: it cannot be decoded, and bad samples are not replaced; or too many in turn cannot.
+            ShardError: see `read`.
+        """
         replaced: list[str] = []
         while True:
+            source, number = next(candidates)
             try:
                 sample = self.read(source, number, ordinal)
                 sample.replaced = tuple(replaced)
                 return sample
             except SampleError as error:
-                if not self._replace_bad or len(replaced) >= MAX_REPLACEMENTS:
+                if not self._replace_bad or len(replaced) >= _MAX_REPLACEMENTS:
                     raise
                 replaced.append(str(error))
-                order = self.plan.orders[self._batch.bucket]
-                position = int(self.streams.draws(Purpose.REPLACEMENT, ordinal).integers(len(order)))
-                number = order[position + len(replaced)]
 
     def read(self, source: Source, number: int, ordinal: int) -> TrainingSample:
         """Sample `number` of a source, with the draws of `ordinal`.

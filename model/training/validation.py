@@ -7,8 +7,10 @@ right the sample.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,9 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.data.buckets import nearest_size
-from model.data.dataset import MAX_REPLACEMENTS, ClipDataset, Source, TrainingSample
+from model.data.dataset import ClipDataset, Source, TrainingSample
 from model.data.selection import SampleTable, Wanted, select
-from model.data.shards import SampleError
 from model.tasks.image_to_video import ImageToVideo
 from model.tasks.interpolation import Interpolation
 from model.tasks.orbit import Orbit
@@ -60,18 +61,16 @@ class Validation:
         width, height = (np.nan_to_num(table.numbers(side)[chosen], nan=1) for side in ("width", "height"))
         nearest = nearest_size(width, height, [(bucket.height, bucket.width) for bucket in buckets])
 
-        def clip(place: int, tries: int) -> TrainingSample:
-            i = (place + tries) % len(chosen)
-            try:
-                # Ordinals of training samples are far below 2**62.
-                return reader.read(Source(buckets[nearest[i]], table), int(chosen[i]), 2**62 + place)
-            except SampleError as error:
-                if trainer.config.data.bad_sample == "stop" or tries >= MAX_REPLACEMENTS:
-                    raise
-                log.warning("replaced: %s", error)
-                return clip(place, tries + 1)
+        def from_(place: int) -> Iterator[tuple[Source, int]]:
+            for at in itertools.count(place):
+                i = at % len(chosen)
+                yield Source(buckets[nearest[i]], table), int(chosen[i])
 
-        self.samples = [clip(place, 0) for place in range(ranks.rank * each, (ranks.rank + 1) * each)]
+        # Ordinals of training samples are far below 2**62.
+        places = range(ranks.rank * each, (ranks.rank + 1) * each)
+        self.samples = [reader.read_first(from_(place), 2**62 + place) for place in places]
+        for message in (said for sample in self.samples for said in sample.replaced):
+            log.warning("replaced: %s", message)
 
     def __call__(self, step: int) -> dict[str, float]:
         """Sample every clip; returns mean PSNR of samples, and of the first frame repeated, against the clips."""
