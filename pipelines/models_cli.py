@@ -9,7 +9,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, Choice, Report, check, choose
+from curation.implementations import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES
+from curation.registry import Choice, Report, check, choose
 from curation.weights import PackagedWeights, WeightsUnavailable
 from curation.weights_remote import HubWeights, LocalWeights, UrlWeights
 

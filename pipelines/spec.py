@@ -17,7 +17,8 @@ from pydantic import (
 )
 
 from curation import data_files
-from curation.registry import IMPLEMENTATIONS, NO_MODEL, Choice, choose
+from curation.implementations import IMPLEMENTATIONS, NO_MODEL
+from curation.registry import Choice, choose
 from curation.rules import DECISION_NAME, RulesError, parse_rule, parse_rules
 from pipelines.units import Bytes, Seconds
 

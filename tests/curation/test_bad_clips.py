@@ -25,8 +25,9 @@ from camera_moves import film_frames
 from curation.batching import Batches
 from curation.compat import ensure_torchvision
 from curation.errors import CannotScore
+from curation.implementations import IMPLEMENTATIONS
 from curation.model_stages import CaptionStage, FlowStage, ImageStage
-from curation.registry import IMPLEMENTATIONS, choose, load
+from curation.registry import choose, load
 from curation.segment import FinishedClip
 from curation.stages import Stage, run
 from curation.text_stage import TextStage

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from curation import registry
-from curation.registry import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES, check, choose
+from curation.implementations import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES
+from curation.registry import check, choose
 from curation.weights import PackagedWeights, WeightsUnavailable
 from curation.weights_remote import HubWeights, UrlWeights
 from pipelines.models_cli import models
