@@ -284,7 +284,7 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
             gap_s = run.times_s[boundary.before] - run.times_s[earlier.after]
             lasts_s = run.times_s[boundary.after] - run.times_s[earlier.after]
             is_shot = boundary.kind == earlier.kind == "hard" and lasts_s > run.limits.around_s  # of a single frame
-            if (gap_s <= _TOUCHING_S and not is_shot) or (
+            if (gap_s <= _TOUCHING_S and not is_shot and not _outdoes(run, earlier, boundary)) or (
                 gap_s <= _PLAIN_S and run.plain[earlier.after : boundary.before + 1].any()
             ):
                 score = max(earlier.score, boundary.score)
@@ -293,6 +293,14 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
                 continue
         merged.append((boundary, rate))
     return merged
+
+
+def _outdoes(run: Run, *two: Boundary) -> bool:
+    """Whether one of two is a hard cut that changes more than the whole gradual transition beside it: no piece of it."""
+    hard, gradual = sorted(two, key=lambda boundary: boundary.kind == "gradual")
+    if gradual.kind == hard.kind or not hard.lone:
+        return False
+    return bool(run.steps[hard.before] > plain_steps(run.thumbs[[gradual.before, gradual.after]])[0])
 
 
 def _at_largest_step(info: VideoInfo, cut: Cut, before: int, seen: dict[int, np.ndarray]) -> Cut:

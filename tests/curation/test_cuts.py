@@ -114,6 +114,15 @@ def test_a_fade_ends_where_it_ends_though_the_picture_moves_on(tmp_path: Path) -
     assert abs(opening.end_frame - 16) <= 4
 
 
+def test_a_cut_right_after_a_dissolve_is_not_lost_in_it(tmp_path: Path) -> None:
+    """As where a title comes up over the end of a shot; the cut changes more than the whole dissolve does."""
+    shots = (Shot("bunny", 50, "static"), Shot("bunny", 18, "static", mirror=True), Shot("bikes.1", 50, "static"))
+    labels = make_film(tmp_path / "a.mp4", shots, [Join("dissolve", 16), Join()], size=(320, 180), rate=25)
+    dissolve, cut = found(labels.path)
+    assert (dissolve.kind, dissolve.end_frame) == ("gradual", labels.joins[0].end_frame)
+    assert spans([cut]) == [("hard", 52, 52)]
+
+
 def test_cuts_a_frame_or_two_apart_are_one_transition() -> None:
     """No shot is so short: they are the large steps of one quick dissolve."""
     rng = np.random.default_rng(0)
