@@ -296,7 +296,10 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
 
 
 def _outdoes(run: Run, *two: Boundary) -> bool:
-    """Whether one of two is a hard cut that changes more than the whole gradual transition beside it: no piece of it."""
+    """Whether one of two is a hard cut that changes more than the whole gradual transition beside it: no piece of it.
+
+    As where a title comes up before a cut.
+    """
     hard, gradual = sorted(two, key=lambda boundary: boundary.kind == "gradual")
     if gradual.kind == hard.kind or not hard.lone:
         return False

@@ -105,6 +105,7 @@ class MixtureLimits:
     # line, the more different the ends must be.
     slack: float = 0.6
     doubt: float = 4.2
+    unexplained: float = 0.38  # least share of the change that block matching leaves; true mixtures have 0.40 and more
 
 
 def _projected(distances: np.ndarray, start: int, ends: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ All of it works on thumbs: 64x36 luma and two 32x18 chroma planes of a frame as 
 size and aspect. Rows of a film stand in one array (N, THUMB_BYTES), so that most comparisons are one numpy call.
 """
 
+import itertools
+
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
@@ -87,6 +89,15 @@ def unexplained(first: np.ndarray, second: np.ndarray) -> float:
     blocks = (_HALF_W // _BLOCK_W, shifts * _HALF_H // _BLOCK_H)
     means = cv2.resize(left.astype(np.float32), blocks, interpolation=cv2.INTER_AREA)
     return float(means.reshape(shifts, -1).min(0).mean())
+
+
+def unexplained_share(thumbs: np.ndarray) -> float:
+    """The share of what changes from each thumb to the next that block matching leaves: little where things move,
+    most where one picture is mixed into another. 1 where nothing changes.
+    """
+    pairs = list(itertools.pairwise(thumbs))
+    changed = sum(cv2.norm(a[:_LUMA], b[:_LUMA], cv2.NORM_L1) for a, b in pairs) / _LUMA
+    return sum(unexplained(a, b) for a, b in pairs) / changed if changed else 1.0
 
 
 def histogram(one: np.ndarray) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 
 from curation.cuts.cut import Kind
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
-from curation.cuts.pairs import histogram, is_grey, plain_steps, spreads, unexplained
+from curation.cuts.pairs import histogram, is_grey, plain_steps, spreads, unexplained, unexplained_share
+
+_STEPS = 8  # in which the motion through a gradual transition is followed
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,9 @@ class Run:
         found: list[Boundary] = []
         for (start, end), (_, belief) in sorted(spans.items(), key=lambda item: -item[1][0]):
             boundary = Boundary(low + start, low + end, "gradual", belief)
-            if belief >= 1 and not any(boundary.before < b.after and b.before < boundary.after for b in found):
+            if belief < 1 or any(boundary.before < b.after and b.before < boundary.after for b in found):
+                continue
+            if not (self._interrupted(boundary.before, boundary.after) or self._moved(boundary.before, boundary.after)):
                 found.append(boundary)
         return sorted(found, key=lambda b: b.before)
 
@@ -227,9 +231,15 @@ class Run:
         difference = self.difference(before, after)
         off_line = off_line_share(distances, start, end)
         belief = difference * float(np.exp(limits.slack - limits.doubt * off_line))
-        if min(difference, belief) < 1 or self._interrupted(before, after):
-            return 0.0
-        return belief
+        return belief if min(difference, belief) >= 1 else 0.0
+
+    def _moved(self, before: int, after: int) -> bool:
+        """Whether motion explains most of the change between two frames, step by step: a crane shot looks like a wipe
+        at 16x9, and the picture it ends on may be another one altogether.
+        """
+        steps = min(_STEPS, after - before)
+        through = self.thumbs[np.linspace(before, after, steps + 1).astype(int)]
+        return unexplained_share(through) < self.limits.mixture.unexplained
 
     def _refined(
         self, distances: np.ndarray, times: np.ndarray, start: int, end: int, offset: int

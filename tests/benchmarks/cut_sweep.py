@@ -38,6 +38,7 @@ MIXTURE: dict[str, tuple[float, ...]] = {
     "ramp_error": (0.08, 0.16),
     "slack": (0.4, 0.8),
     "doubt": (3.2, 5.2),
+    "unexplained": (0.3, 0.42),
     "same": (0.5, 0.85),
     "sloppiness": (10.0, 60.0),
 }

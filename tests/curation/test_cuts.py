@@ -137,6 +137,7 @@ def test_cuts_a_frame_or_two_apart_are_one_transition() -> None:
     "shot",
     [
         Shot("bunny", 150, move="pan", seed=1),
+        Shot("bunny", 330, move="pan", seed=2),  # over the edge of a hill: at 16x9 a wipe from ground to sky
         Shot("bikes.3", 150, move="pan", seed=2, speed=2.0),
         Shot("bunny", 150, move="zoom_in"),
         Shot("bikes.4", 150, move="shake", seed=3),
