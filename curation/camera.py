@@ -30,7 +30,7 @@ COHERENT_ABOVE = 0.6
 """Steadiness from one pair to the next (see `_coherence`) below which a motion is shake, not a move."""
 
 SUSTAINED_SHARE = 0.5
-"""Share of the pairs in which a motion must be there to name the clip: a hand that fills one frame is not a tilt."""
+"""Share of the time in which a motion must be there to name the clip: a hand that fills one frame is not a tilt."""
 
 _SCALE_FLOOR_PX = 0.02  # flow noise on a still picture; keeps the robust weights finite on perfect fits
 _ITERATIONS = 8
@@ -115,8 +115,8 @@ def fit_global_motion(fields: NDArray[np.floating], confidence: NDArray[np.float
     )
 
 
-def camera_label(motion: GlobalMotion) -> str:
-    """One of `LABELS` for a clip.
+def camera_label(motion: GlobalMotion, weight: NDArray[np.floating]) -> str:
+    """One of `LABELS` for a clip. Each pair of frames counts with `weight` (P,), the share of the time that it spans.
 
     The magnitude of each kind of motion counts, never its signed mean: a pan to the left and back is horizontal. A
     motion that changes direction from every pair to the next is hand-held shake: complex.
@@ -127,24 +127,23 @@ def camera_label(motion: GlobalMotion) -> str:
         "zooming": motion.divergence / 2 * motion.radius_px,
         "rotating": motion.curl / 2 * motion.radius_px,
     }
-    energy = {kind: float(np.mean(series**2)) for kind, series in kinds.items()}
+    energy = {kind: float(weight @ series**2) for kind, series in kinds.items()}
     total = sum(energy.values())
     if np.sqrt(total) < STATIC_BELOW:
         return "static"
     kind = max(energy, key=lambda name: energy[name])
-    sustained = float(np.mean(np.abs(kinds[kind]) > STATIC_BELOW / 2))
-    if energy[kind] < DOMINANT_SHARE * total or sustained < SUSTAINED_SHARE or _coherence(kinds[kind]) < COHERENT_ABOVE:
-        return "complex"
-    return kind
+    sustained = float(weight @ (np.abs(kinds[kind]) > STATIC_BELOW / 2))
+    steady = _coherence(kinds[kind], weight) >= COHERENT_ABOVE
+    return kind if energy[kind] >= DOMINANT_SHARE * total and sustained >= SUSTAINED_SHARE and steady else "complex"
 
 
-def _coherence(series: NDArray[np.float64]) -> float:
-    """Sum |s_i + s_(i+1)| / sum (|s_i| + |s_(i+1)|): 1 for a steady move, near 1 for one that turns once, low for
-    shake."""
+def _coherence(series: NDArray[np.float64], weight: NDArray[np.floating]) -> float:
+    """Sum |s_i + s_(i+1)| / sum (|s_i| + |s_(i+1)|), each term weighed by both pairs' time: 1 for a steady move, near 1
+    for one that turns once, low for shake."""
     if len(series) < 2:
         return 1.0
-    left, right = series[:-1], series[1:]
-    return float(np.abs(left + right).sum() / max((np.abs(left) + np.abs(right)).sum(), 1e-12))
+    left, right, both = series[:-1], series[1:], weight[:-1] + weight[1:]
+    return float(both @ np.abs(left + right) / max(both @ (np.abs(left) + np.abs(right)), 1e-12))
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,8 +2,11 @@
 
 Frames are those that were decoded for motion (2 fps, any size). Stage contract:
 
-    find_flaws(frames (N, H, W[, 3]) uint8) -> Flaws; raises CannotScore
-    flaw_columns(frames) -> the columns of a clip's row
+    find_flaws(frames (N, H, W[, 3]) uint8, shown_s (N,)) -> Flaws; raises CannotScore
+    flaw_columns(frames, shown_s) -> the columns of a clip's row
+
+`shown_s` is the time from each of these frames to the next, or to the clip's end: in a film of variable frame rate it
+differs.
 
 Units: shares of time (`black`, `frozen`) and of the frame (`Crop`), so that nothing depends on the size of the frames.
 """
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curation.errors import CannotScore
+from curation.motion import PAIR_S
 
 NAME = "flaws"
 _SCORES = ("black", "frozen", "picture_area")
@@ -61,8 +65,9 @@ class Flaws:
     """Flaws of a clip.
 
     Attributes:
-        black: share of the frames that are black.
-        frozen: share of the pairs of frames without any change; 1 for a still picture.
+        black: share of the time in which the picture is black.
+        frozen: share of the pairs of frames 0.5 s apart without any change; 1 for a still picture. Where one frame is
+            shown for longer, the pairs that a film of constant rate would have in that time.
         crop: the picture inside bars of black; the whole frame where there are none, or where all of it is black.
     """
 
@@ -71,8 +76,8 @@ class Flaws:
     crop: Crop
 
 
-def find_flaws(frames: NDArray[np.uint8]) -> Flaws:
-    """Measure (N, H, W) grey or (N, H, W, 3) RGB frames of one clip.
+def find_flaws(frames: NDArray[np.uint8], shown_s: NDArray[np.floating]) -> Flaws:
+    """Measure (N, H, W) grey or (N, H, W, 3) RGB frames of one clip, each shown for `shown_s` (N,) seconds.
 
     Raises:
         CannotScore: `no_frames`, `too_small`.
@@ -83,15 +88,19 @@ def find_flaws(frames: NDArray[np.uint8]) -> Flaws:
         raise CannotScore("too_small", f"{frames.shape[2]}x{frames.shape[1]} px: below {_MIN_SIDE_PX} px a side")
     grey = frames if frames.ndim == 3 else np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
     black = (grey < BLACK_LEVEL).mean(axis=(1, 2)) >= BLACK_SHARE
-    change = [float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(grey)]
-    frozen = float(np.mean(np.array(change) < FROZEN_BELOW)) if change else 0.0
-    return Flaws(black=float(black.mean()), frozen=frozen, crop=_crop(grey[~black]))
+    changes = sum(float(cv2.absdiff(a, b).mean()) >= FROZEN_BELOW for a, b in itertools.pairwise(grey))
+    pairs = float(np.maximum(1, np.round(shown_s[:-1] / PAIR_S)).sum())
+    return Flaws(
+        black=float(shown_s[black].sum() / shown_s.sum()),
+        frozen=1 - changes / pairs if pairs else 0.0,
+        crop=_crop(grey[~black]),
+    )
 
 
-def flaw_columns(frames: NDArray[np.uint8]) -> dict[str, Any]:
+def flaw_columns(frames: NDArray[np.uint8], shown_s: NDArray[np.floating]) -> dict[str, Any]:
     """The columns `black`, `frozen`, `picture_area` and `crop_*` for the frames of one clip at 2 fps, or the errors."""
     try:
-        flaws = find_flaws(frames)
+        flaws = find_flaws(frames, shown_s)
     except CannotScore as error:
         return no_flaws(error.reason)
     crop = flaws.crop

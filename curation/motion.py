@@ -89,7 +89,7 @@ def score_fields(
         divergence=float(weight @ fit.divergence),
         curl=float(weight @ fit.curl),
         residual=float(weight @ fit.residual),
-        camera=camera_label(fit),
+        camera=camera_label(fit, weight),
     )
 
 

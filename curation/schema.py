@@ -49,7 +49,7 @@ SCORES: tuple[Score, ...] = (
     Score("similarity.spatial", "per_frame", "cosine", "the frame and the caption of the middle frame"),
     Score("similarity.temporal", "per_frame", "cosine", "the frame and the caption of the whole clip"),
     Score("near_duplicate", "number", "cosine", "likeness to the most alike clip that is kept before this one"),
-    Score("black", "number", "share of the frames", "black frames at 2 fps"),
+    Score("black", "number", "share of the time", "black frames at 2 fps"),
     Score("frozen", "number", "share of the time", "pairs of frames 0.5 s apart without any change"),
     Score("picture_area", "number", "share of the frame", "picture inside the bars of a letterbox; 1 without bars"),
 )

@@ -201,7 +201,7 @@ class SourceStage:
             row = _clip_row(uri, info, source, chosen.mode, clip)
             small = None
             if self._motion:
-                columns, small = self._motion_columns(info, frames, grid, broken)
+                columns, small = self._motion_columns(info, frames, grid, clip.span.end_pts, broken)
                 row |= columns
             row["gate"] = _gate(row, chosen.gates)
             shown = [pictures[pts] for pts in keys if pts in pictures]
@@ -214,9 +214,9 @@ class SourceStage:
         return finished
 
     def _motion_columns(
-        self, info: VideoInfo, frames: FilmFrames, grid: np.ndarray, broken: CannotDecode | None
+        self, info: VideoInfo, frames: FilmFrames, grid: np.ndarray, end_pts: int, broken: CannotDecode | None
     ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray] | None]:
-        """The columns that come from a clip's 2 fps frames, and these frames with their times in seconds."""
+        """The columns that come from the 2 fps frames of a clip that ends at `end_pts`, and these with their times."""
         assert self._motion is not None
         columns: dict[str, Any] = {"motion_coarse_model": self._motion.name, "camera_model": self._motion.name}
         small: tuple[np.ndarray, np.ndarray] | None = None
@@ -225,7 +225,7 @@ class SourceStage:
                 raise broken
             used, pictures = frames.small(grid)
             small = pictures, (used - info.pts[0]) * float(info.time_base)
-            columns |= flaw_columns(pictures)
+            columns |= flaw_columns(pictures, np.diff(used, append=end_pts) * float(info.time_base))
             scored = self._motion.score(*small)
         except (CannotScore, CannotDecode) as error:
             if small is None:

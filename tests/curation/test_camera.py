@@ -104,14 +104,23 @@ def test_pan_by_an_unsteady_hand_is_still_horizontal(picture: np.ndarray) -> Non
 def test_one_frame_full_of_motion_does_not_name_the_clip() -> None:
     fields = np.zeros((8, 16, 28, 2))
     fields[3, ..., 1] = 2.0
-    assert camera_label(fit_global_motion(fields)) == "complex"
+    assert camera_label(fit_global_motion(fields), np.full(len(fields), 1 / len(fields))) == "complex"
+
+
+def test_a_motion_counts_for_as_long_as_it_lasts() -> None:
+    """A film of variable rate: a pan of six seconds between two frames, and shake in many."""
+    fields = np.zeros((9, 16, 28, 2))
+    fields[:, ..., 0] = [[[each]] for each in (0.5, 0.4, -0.5, 0.4, -0.5, 0.4, -0.5, 0.4, -0.5)]
+    motion = fit_global_motion(fields)
+    assert camera_label(motion, np.full(9, 1 / 9)) == "complex"
+    assert camera_label(motion, np.array([60, *[1] * 8]) / 68) == "horizontal"
 
 
 @pytest.mark.parametrize(("factor", "label"), [(0.9, "static"), (1.1, "horizontal")])
 def test_static_threshold_is_where_it_says(factor: float, label: str) -> None:
     fields = np.zeros((4, 16, 28, 2))
     fields[..., 0] = STATIC_BELOW * factor
-    assert camera_label(fit_global_motion(fields)) == label
+    assert camera_label(fit_global_motion(fields), np.full(len(fields), 1 / len(fields))) == label
 
 
 def test_fit_ignores_an_object_that_fills_two_fifths_of_the_picture() -> None:

@@ -6,9 +6,15 @@ import pytest
 from camera_moves import camera_move, film_frames, shifts
 
 from curation.errors import CannotScore
-from curation.flaws import Crop, find_flaws
+from curation.flaws import Crop, Flaws
+from curation.flaws import find_flaws as flaws_of_timed
 
 WHOLE = Crop(0.0, 0.0, 1.0, 1.0)
+
+
+def find_flaws(frames: np.ndarray) -> Flaws:
+    """Of frames every 0.5 s."""
+    return flaws_of_timed(frames, np.full(len(frames), 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,19 @@ def test_a_repeated_picture_is_frozen_and_a_tripod_shot_is_not(film: np.ndarray)
     assert find_flaws(camera_move(film[0], shifts([(0, 0)] * 6), noise=1.0)).frozen == 0.0
     half = np.concatenate([still[:5], film[4:8]])
     assert find_flaws(half).frozen == pytest.approx(4 / 8)
+
+
+def test_a_frame_that_is_shown_for_longer_counts_for_as_long(film: np.ndarray) -> None:
+    """As in the same film at a constant rate, which repeats it."""
+    shown = np.array([1, 5, 1, 1, 3, 1, 1, 2])
+    frames = film.copy()
+    frames[1] = 16
+    frames[6] = frames[5]
+    timed, constant = flaws_of_timed(frames, shown * 0.5), find_flaws(np.repeat(frames, shown, axis=0))
+    assert timed.black == constant.black == pytest.approx(5 / 15)
+    # The last frame's repetitions are no pair of two frames that were decoded.
+    assert timed.frozen == pytest.approx((4 + 2 + 1) / 13)
+    assert constant.frozen == pytest.approx((4 + 2 + 1 + 1) / 14)
 
 
 def test_a_frozen_picture_that_was_coded_again_is_frozen(film: np.ndarray) -> None:

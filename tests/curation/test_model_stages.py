@@ -104,11 +104,12 @@ def test_flow_stage_takes_the_small_frames_that_travel_where_they_are_large_enou
 
 
 def test_flaws_are_columns_with_a_value_or_a_reason(shot: np.ndarray) -> None:
-    good = flaw_columns(shot[::12])
+    good = flaw_columns(shot[::12], np.full(len(shot[::12]), 0.5))
     assert (good["black"], good["frozen"], good["picture_area"], good["crop_right"]) == (0.0, 0.0, 1.0, 1.0)
-    assert flaw_columns(shot[:1])["frozen_error"] == "too_short"
-    assert flaw_columns(shot[:0])["black_error"] == "no_frames"
-    for columns in (good, flaw_columns(shot[:1]), flaw_columns(shot[:0])):
+    short, none = flaw_columns(shot[:1], np.full(1, 0.5)), flaw_columns(shot[:0], np.zeros(0))
+    assert short["frozen_error"] == "too_short"
+    assert none["black_error"] == "no_frames"
+    for columns in (good, short, none):
         for name in ("black", "frozen", "picture_area"):
             assert_one_of_value_and_error(columns, name)
 

@@ -22,7 +22,7 @@ from curation.segment import Segment, write_segment
 from curation.source import SourceReport, SourceSettings, SourceStage
 from curation.storage import Storage
 from tests.bad_media import EXPECTED, write_bad_films
-from tests.media import Shot, film, make_film
+from tests.media import Shot, film, make_film, render
 
 SETTINGS = SourceSettings(min_s=1.0, max_s=4.0)
 LOST = ("lost_transition_s", "lost_short_s", "lost_keyframe_s", "lost_error_s")
@@ -54,6 +54,22 @@ def test_each_source_is_one_row_with_its_reason(films: Path, name: str) -> None:
     noted = ("truncated", "wrong_extension", "timestamps_restart")
     assert row["clips"] > 0 or EXPECTED[name] not in (("ok", None), *(("ok", reason) for reason in noted))
     assert seconds_close(row)
+
+
+def test_a_frame_held_for_seconds_is_frozen_for_as_long(tmp_path: Path) -> None:
+    path = tmp_path / "variable.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 180, "yuv420p"
+        for k, picture in enumerate(render(Shot("bunny", 100), (320, 180))):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = k if k <= 50 else k + 75
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    ((clip,),) = (segment.clips for segment in run(path, replace(SETTINGS, max_s=20.0))[0])
+    assert clip.row["duration_s"] == pytest.approx(7.0)
+    # 14 pairs 0.5 s apart in 7 s, and five of them in the 3.04 s for which one frame is held.
+    assert clip.row["frozen"] == pytest.approx(5 / 14)
 
 
 def write_transport_stream(path: Path, first: int, frames: int, sounds: int) -> None:
