@@ -92,6 +92,23 @@ def test_bars_give_the_crop_rectangle(film: np.ndarray, level: int, top: int, si
     assert crop.area == pytest.approx(film[0].size / barred[0].size, abs=0.02)
 
 
+@pytest.mark.parametrize("height", [720, 1080, 2160])
+@pytest.mark.parametrize("level", [0, 16])
+def test_a_crop_found_on_small_frames_fits_the_large_ones(film: np.ndarray, height: int, level: int) -> None:
+    """Bars of 1.85:1 and wider, those that end inside a line of the small frames among them; nothing of them stays."""
+    width = height * 16 // 9
+    for bar in (round(share * height) for share in (0.0195, 0.056, 0.1213, 0.123, 0.125, 0.1278)):
+        small = []
+        for frame in film[:4]:
+            picture = cv2.resize(frame, (width, height - 2 * bar), interpolation=cv2.INTER_CUBIC)
+            large = cv2.copyMakeBorder(picture, bar, bar, 0, 0, cv2.BORDER_CONSTANT, value=(level,) * 3)
+            small.append(cv2.resize(large, (round(width * 128 / height), 128), interpolation=cv2.INTER_AREA))
+        x, y, w, h = find_flaws(np.stack(small)).crop.pixels(width, height)
+        assert (x, w) == (0, width)
+        assert bar <= y <= bar + 2
+        assert height - bar - 2 <= y + h <= height - bar
+
+
 def test_crop_is_the_same_on_a_small_copy(film: np.ndarray) -> None:
     barred = np.stack([cv2.copyMakeBorder(f, 60, 60, 0, 0, cv2.BORDER_CONSTANT) for f in film])
     small = np.stack([cv2.resize(f, (160, 98), interpolation=cv2.INTER_AREA) for f in barred])
