@@ -17,8 +17,9 @@ HEVC_BLA_N_LP, HEVC_CRA, HEVC_VPS, HEVC_SPS, HEVC_PPS, HEVC_AUD, HEVC_SEI_PREFIX
     40,
 )
 PARAMETER_SETS = {"h264": (H264_SPS, H264_PPS), "hevc": (HEVC_VPS, HEVC_SPS, HEVC_PPS)}
-# What an encoder adds that says nothing about the picture (its name and settings) or repeats the container.
-_DECORATION = {"h264": (H264_SEI, H264_AUD), "hevc": (HEVC_AUD, HEVC_SEI_PREFIX, HEVC_SEI_SUFFIX)}
+_SEI = {"h264": (H264_SEI,), "hevc": (HEVC_SEI_PREFIX, HEVC_SEI_SUFFIX)}
+_AUD = {"h264": H264_AUD, "hevc": HEVC_AUD}
+_HDR10 = (137, 144)  # payload types of supplemental information: mastering display, content light level
 _START_CODE = b"\x00\x00\x00\x01"
 
 
@@ -127,8 +128,13 @@ def pps_id(nal: bytes) -> int:
 
 
 def undecorated(codec: str, nals: Iterable[bytes]) -> list[bytes]:
-    """NAL units without delimiters and supplemental information."""
-    return [nal for nal in nals if nal_type(codec, nal) not in _DECORATION[codec]]
+    """NAL units without what says nothing about the picture, such as the encoder's name, or repeats the container.
+
+    Of supplemental information that of HDR10 stays; encoders give each message its own unit.
+    """
+    header = 1 if codec == "h264" else 2
+    kept = (nal for nal in nals if nal_type(codec, nal) != _AUD[codec])
+    return [nal for nal in kept if nal_type(codec, nal) not in _SEI[codec] or nal[header] in _HDR10]
 
 
 def is_idr(nals: Iterable[bytes]) -> bool:

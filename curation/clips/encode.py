@@ -15,6 +15,8 @@ from fractions import Fraction
 from typing import Any
 
 import av
+import numpy as np
+from av.codec.context import Flags
 from av.filter import Graph
 from av.video.codeccontext import VideoCodecContext
 from av.video.format import VideoFormat
@@ -131,7 +133,10 @@ class PieceEncoder:
         else:
             context.colorspace, context.color_range = frame.colorspace, frame.color_range
         context.thread_count = 1
-        context.options = self._settings()
+        context.options = self._settings(frame)
+        # Fields of 4:2:0 pictures need an even number of rows each. Which field comes first, each frame says itself.
+        if self.codec == "h264" and frame.interlaced_frame and context.height % 4 == 0:
+            context.flags |= Flags.interlaced_dct
         context.open()
         return context
 
@@ -140,9 +145,11 @@ class PieceEncoder:
         columns, rows = self._sides
         return frame.width // columns * columns, frame.height // rows * rows
 
-    def _settings(self) -> dict[str, str]:
+    def _settings(self, frame: VideoFrame) -> dict[str, str]:
+        display, light = _hdr10(frame)
         if self.codec == "h264":
             params = f"{X264_PARAMS}:open-gop=0:scenecut=0:threads=1:lookahead-threads=1"
+            params += f":mastering-display={display}" * bool(display) + f":cll={light}" * bool(light)
             if self.splice:
                 params += f":sps-id={OUR_SPS_ID}"
             options = {**X264_OPTIONS, "x264-params": params}
@@ -153,6 +160,7 @@ class PieceEncoder:
             return options
         if self.codec == "hevc":
             params = "open-gop=0:repeat-headers=1:info=0:pools=none:frame-threads=1:log-level=none"
+            params += f":master-display={display}" * bool(display) + f":max-cll={light}" * bool(light)
             if self.splice and _never_reorders(self.info):
                 params += ":bframes=0"
             return {"preset": "ultrafast", "crf": "15", "x265-params": params}
@@ -211,6 +219,27 @@ def _converted(frame: VideoFrame, context: VideoCodecContext) -> VideoFrame:
     )
     changed.pts = frame.pts
     return changed
+
+
+def _hdr10(frame: VideoFrame) -> tuple[str, str]:
+    """HDR10's mastering display and content light level, as x264 and x265 write them; nothing where the film has none.
+
+    The frame carries AVMasteringDisplayMetadata: x and y of red, green, blue and white, then darkest and brightest
+    luminance, and whether it holds the ones and the others; and AVContentLightMetadata, two whole numbers.
+    """
+    mastering: Any = frame.side_data.get("MASTERING_DISPLAY_METADATA")
+    level: Any = frame.side_data.get("CONTENT_LIGHT_LEVEL")
+    display = light = ""
+    if mastering is not None:
+        *fractions, has_primaries, has_luminance = np.frombuffer(bytes(mastering), np.int32, 22).tolist()
+        if has_primaries and has_luminance:
+            values = [Fraction(*each) for each in zip(fractions[::2], fractions[1::2], strict=True)]
+            rx, ry, gx, gy, bx, by, wx, wy = (round(50000 * each) for each in values[:8])
+            darkest, brightest = (round(10000 * each) for each in values[8:])
+            display = f"G({gx},{gy})B({bx},{by})R({rx},{ry})WP({wx},{wy})L({brightest},{darkest})"
+    if level is not None:
+        light = ",".join(str(each) for each in np.frombuffer(bytes(level), np.uint32, 2).tolist())
+    return display, light
 
 
 def _never_reorders(info: VideoInfo) -> bool:
