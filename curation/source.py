@@ -144,9 +144,8 @@ class SourceStage:
             with clock("scores_s"):
                 finished = self._score(uri, info, frames, known["source_id"], batch)
             for span, clip in zip((each.span for each in batch), finished, strict=True):
-                if at := _damaged(frames, span):
-                    what = f"{info.path}: damaged at {float(info.times_s[at[0]]):.1f} s"
-                    failures.append(ClipFailure(span, "damaged_frames", what))
+                if damage := damage_in(info, frames, span):
+                    failures.append(damage)
                     continue
                 clips_written += 1
                 kept_pts += clip.row["end_pts"] - clip.row["start_pts"]
@@ -287,9 +286,13 @@ def _properties(info: VideoInfo) -> dict[str, Any]:
     }
 
 
-def _damaged(frames: FilmFrames, span: ClipSpan) -> list[int]:
-    """Numbers of the span's frames that the decoder had to make up in part. Not all were decoded."""
-    return sorted(number for number in frames.damaged if span.start_frame <= number < span.end_frame)
+def damage_in(info: VideoInfo, frames: FilmFrames, span: ClipSpan) -> ClipFailure | None:
+    """What becomes of a clip where the decoder had to make up a frame in part. Not all frames were decoded."""
+    damaged = [number for number in frames.damaged if span.start_frame <= number < span.end_frame]
+    if not damaged:
+        return None
+    at_s = float(info.times_s[min(damaged)])
+    return ClipFailure(span, "damaged_frames", f"{info.path}: damaged at {at_s:.1f} s")
 
 
 def _batches(

@@ -11,17 +11,20 @@ from typing import Any
 
 import click
 
-from curation.clips import MODES, Clip, Mode, Plan, cut_clips, plan
+from curation.clips import MODES, Clip, ClipFailure, Mode, Plan, cut_clips, plan
 from curation.cuts import DETECTORS, detector
 from curation.cuts.cut import CutDetector
 from curation.errors import CannotDecode
-from curation.probe import probe
+from curation.frames import FilmFrames
+from curation.probe import VideoInfo, probe
+from curation.source import MOTION_FPS, damage_in
 from pipelines.film_bar import FilmBar
 from pipelines.units import seconds
 
 _MARK = struct.pack(">I", 16) + b"free" + b"clipmill"
 """Ends every file that is written here: an empty box of mp4, which players pass over. It tells our clips from films."""
 _CUTS_SHARE = 0.5  # of the time that a film takes, roughly, until its cuts are found
+_LOOK_SHORT_SIDE_PX = 16  # frames are decoded to see whether they can be; what they show is not looked at
 _NAME_BYTES = 235  # of a film's name in its clips' names: file systems take 255, number and suffix included
 
 
@@ -86,7 +89,8 @@ def _clip(
         info = probe(file)
         if info.note:
             bar.print(f"warning: {file}: {info.note}", error=True)
-        cuts = finder.detect(info, seen=lambda share: seen(_CUTS_SHARE * share))
+        frames = FilmFrames(info, small_short_side_px=_LOOK_SHORT_SIDE_PX)
+        cuts = finder.detect(info, frames, seen=lambda share: seen(_CUTS_SHARE * share))
         plans: dict[Mode, Plan] = {
             each: plan(info, cuts, mode=each, min_s=lengths_s[0], max_s=lengths_s[1]) for each in MODES
         }
@@ -97,6 +101,8 @@ def _clip(
     well = True
     for number, result in enumerate(cut_clips(info, spans, mode=mode)):
         seen(_CUTS_SHARE + (1 - _CUTS_SHARE) * (number + 1) / len(spans))
+        if isinstance(result, Clip):
+            result = _looked_at(info, frames, result)
         if not isinstance(result, Clip):
             well = False
             bar.print(f"error: {result.message} [{result.reason}]", error=True)
@@ -117,6 +123,13 @@ def _clip(
         + _yield_table(plans, mode, lost_error_s=float(plans[mode].kept_pts * info.time_base) - made_s)
     )
     return well
+
+
+def _looked_at(info: VideoInfo, frames: FilmFrames, made: Clip) -> Clip | ClipFailure:
+    """The clip, unless the film is damaged there, which copied packets do not tell; a job scores motion and sees it."""
+    span = made.span
+    frames.prefetch(frames.grid(MOTION_FPS, span.start_pts, span.end_pts), [], None, loop_filter=False)
+    return damage_in(info, frames, span) or made
 
 
 def _names(files: Sequence[str]) -> dict[str, str]:

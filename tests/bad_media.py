@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from curation.probe import probe
 from tests.media import Join, Shot, film, make_film
 
 EXPECTED: dict[str, tuple[str, str | None]] = {
@@ -96,3 +97,13 @@ def _write_no_frames(path: Path) -> None:
         stream = container.add_stream("libx264", rate=25)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         container.start_encoding()
+
+
+def damage(path: Path, at_frame: int) -> None:
+    """Put a hundred wrong bytes around the packet of a frame of a film whose file begins with its video."""
+    data, info = bytearray(path.read_bytes()), probe(path)
+    middle = int(info.packet_size[info.decode_rank < at_frame].sum())
+    random = np.random.default_rng(0)
+    for at in random.integers(middle - 3000, middle + 3000, 100):
+        data[at] = random.integers(256)
+    path.write_bytes(data)

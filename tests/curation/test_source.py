@@ -21,7 +21,7 @@ from curation.schema import CLIPS, SOURCES
 from curation.segment import Segment, write_segment
 from curation.source import SourceReport, SourceSettings, SourceStage
 from curation.storage import Storage
-from tests.bad_media import EXPECTED, write_bad_films
+from tests.bad_media import EXPECTED, damage, write_bad_films
 from tests.media import Shot, film, make_film, render
 
 SETTINGS = SourceSettings(min_s=1.0, max_s=4.0)
@@ -185,12 +185,7 @@ def test_clips_whose_pictures_are_damaged_are_lost_by_name(tmp_path: Path) -> No
     """The decoder hides what bit errors do to H.264, and the clip would play all the same."""
     path = make_film(tmp_path / "a.mp4", (Shot("bikes.1", 60), Shot("bikes.3", 60), Shot("bunny", 60)), crf=16).path
     assert run(path)[1]["reason"] is None
-    data, info = bytearray(path.read_bytes()), probe(path)
-    middle = int(info.packet_size[info.decode_rank < 90].sum())  # in the second shot; the film's bytes come first
-    random = np.random.default_rng(0)
-    for at in random.integers(middle - 3000, middle + 3000, 100):
-        data[at] = random.integers(256)
-    path.write_bytes(data)
+    damage(path, at_frame=90)
     _, row = run(path)
     assert (row["status"], row["reason"], row["clips"]) == ("ok", "damaged_frames", 2)
     assert "damaged at" in row["message"]

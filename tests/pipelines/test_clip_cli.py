@@ -9,7 +9,8 @@ from click.testing import CliRunner, Result
 
 from curation.probe import probe
 from pipelines.cli import main
-from tests.media import film
+from tests.bad_media import damage
+from tests.media import Shot, film, make_film
 
 
 def test_it_writes_clips_and_prints_a_yield_that_closes(tmp_path: Path) -> None:
@@ -82,6 +83,19 @@ def test_running_it_again_replaces_its_own_clips(tmp_path: Path) -> None:
     run = _clip(path, clip, "-o", tmp_path)
     assert run.exit_code == 2, "the clip is one of the films now"
     assert clip.read_bytes() == first
+
+
+def test_a_clip_whose_pictures_are_damaged_is_not_written(tmp_path: Path) -> None:
+    """The decoder hides what bit errors do to H.264, and the copied clip would play all the same."""
+    path = make_film(tmp_path / "a.mp4", (Shot("bikes.1", 60), Shot("bikes.3", 60), Shot("bunny", 60)), crf=16).path
+    assert _clip(path, "-o", tmp_path / "whole").exit_code == 0
+    assert len(list((tmp_path / "whole").iterdir())) == 3
+    damage(path, at_frame=90)
+    run = _clip(path, "-o", tmp_path / "out")
+    assert run.exit_code == 1, run.output
+    assert re.search(rf"error: {path}: damaged at [\d.]+ s \[damaged_frames\]", run.output)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["a_0000.mp4", "a_0002.mp4"]
+    assert re.search(r"lost: could not be written +2\.40 ", run.output)
 
 
 @pytest.mark.parametrize("given", [True, False])
