@@ -4,24 +4,25 @@ import io
 
 import av
 import numpy as np
+from av.video.frame import VideoFrame
 
 from curation.clips.clip import ClipSpan
 from curation.probe import VideoInfo
 
 
-def check_clip(data: bytes, info: VideoInfo, span: ClipSpan) -> str | None:
-    """What is wrong with the clip of `span`, or None. Reads every packet, decodes the first frame only."""
+def check_clip(data: bytes, info: VideoInfo, span: ClipSpan, decoded: int = 1) -> str | None:
+    """What is wrong with the clip of `span`, or None. Reads every packet, decodes the first `decoded` frames only."""
     try:
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
             stream = container.streams.video[0]
             clip, film = stream.time_base, info.time_base
             assert clip is not None
-            first, times = None, []
+            frames, times = list[VideoFrame](), []
             for packet in container.demux(stream):
                 if packet.size and packet.pts is not None:
                     times.append(packet.pts)
-                if first is None:
-                    first = next(iter(stream.codec_context.decode(packet if packet.size else None)), None)
+                if len(frames) < decoded:
+                    frames += stream.codec_context.decode(packet if packet.size else None)
     except (av.error.FFmpegError, IndexError) as error:
         return f"the clip cannot be read back ({error})"
     shown = np.sort(np.array(times, dtype=np.int64))
@@ -31,6 +32,6 @@ def check_clip(data: bytes, info: VideoInfo, span: ClipSpan) -> str | None:
     # Compare in whole numbers: shown * clip unit == planned * film unit.
     if not np.array_equal(shown * clip.numerator * film.denominator, planned * film.numerator * clip.denominator):
         return "frame times differ from the film's"
-    if first is None or first.pts != 0:
-        return "the first frame does not decode"
+    if [frame.pts for frame in frames[:decoded]] != shown[:decoded].tolist():
+        return f"the first {decoded} frames do not all decode"
     return None

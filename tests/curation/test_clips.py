@@ -337,3 +337,21 @@ def test_spans_out_of_order_are_refused(made: Made) -> None:
     info, _ = made("h264.mp4")
     with pytest.raises(ValueError, match="ascending"):
         list(cut_clips(info, [span(info, 20, 40), span(info, 30, 50)]))
+
+
+def test_no_frame_is_dropped_after_a_splice_in_hevc(tmp_path: Path) -> None:
+    """Frames are counted modulo 256: key frame 270 has the count of one that we re-encode before it.
+
+    The film is encoded as our pieces are: at a new parameter set FFmpeg forgets the frames before.
+    """
+    path = tmp_path / "film.mp4"
+    source = ["-f", "lavfi", "-i", "testsrc2=s=128x72:r=25:d=11", "-pix_fmt", "gray"]
+    encoder = ["-c:v", "libx265", "-preset", "ultrafast", "-g", "30", "-x265-params", "log-level=none"]
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *source, *encoder, str(path)], check=True)
+    info = probe(path)
+    assert info.keyframe[270]
+    for start in range(248, 254):
+        (clip,) = cut_clips(info, [span(info, start, 275)])
+        assert isinstance(clip, Clip), clip
+        with av.open(io.BytesIO(clip.data)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == clip.frames
