@@ -107,11 +107,12 @@ def _tables(data: DataConfig, stage: StageConfig) -> tuple[SampleTable, SampleTa
 
 
 def _fingerprint(table: SampleTable, pictures: SampleTable) -> str:
-    """The content the order is over: keys and sizes of all samples."""
+    """What the order is over: keys and sizes of all samples, and which of them share a shard (whole shards are permuted,
+    and the files of precomputed latents are theirs)."""
     parts = []
     for each in [table] if pictures is table else [table, pictures]:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(repr(np.bincount(each.shard).tolist()).encode())
         for column in ("key", "media_size"):
             digest.update(repr(each.table[column].to_pylist()).encode())
-        parts.append(f"{len(each)} samples, {digest.hexdigest()[:16]}")
+        parts.append(f"{len(each)} samples in {len(each.urls)} shards, {digest.hexdigest()[:16]}")
     return " and ".join(parts)

@@ -101,6 +101,22 @@ def test_a_finished_stage_of_another_configuration_is_not_taken_for_this_one(
         run(_more(_config(output, shards, steps=3)))
 
 
+def test_the_same_samples_in_other_shards_are_another_order(output: Path, shards: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    clips = [clip(i, size=(32, 48)) for i in range(3)]
+    write_shard(packed / "0.tar", clips[:1])
+    write_shard(packed / "1.tar", clips[1:])
+    before, after = SampleTable.open([str(shards)]), SampleTable.open([str(packed)])
+    for column in ("key", "media_crc32"):
+        assert before.table[column].to_pylist() == after.table[column].to_pylist()
+    with pytest.raises(CheckpointProblem, match=r'data: "3 samples in 1 shards, .*then, "3 samples in 2 shards, .*now'):
+        run(_config(output, packed, steps=3))
+    precompute(_config(output, shards), None, str(tmp_path / "latents"))
+    with pytest.raises(ConfigError, match=r"latents of other settings \(data 3 samples in 1 shards"):
+        precompute(_config(output, packed), None, str(tmp_path / "latents"))
+
+
 def test_a_second_run_keeps_off_until_the_first_is_gone(output: Path, shards: Path) -> None:
     """Its first act would be to throw away what the other is writing. A lock file that nobody holds is no lock."""
     config = _config(output, shards, steps=3)
