@@ -21,10 +21,10 @@ import av.container
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from model.data.decode import turned
+from model.data.decode import CannotRead, open_picture, turned
 
 FORMATS = ("mp4", "gif", "png")
 GIF_FPS = 50
@@ -59,33 +59,14 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
         VideoFileError: missing, or no image.
     """
     try:
-        with Image.open(path) as opened:
-            image = _eight_bits(ImageOps.exif_transpose(opened), path)
-            if image.has_transparency_data:  # what lies below transparent pixels is arbitrary, often white or noise
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-            image = image.convert("RGB")
+        image = open_picture(path)
     except FileNotFoundError as error:
         raise VideoFileError(f"{path}: no such file") from error
-    except Image.DecompressionBombError as error:
-        raise VideoFileError(f"{path}: too large ({error}); scale it down first") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise VideoFileError(f"{path}: not an image that can be read ({error})") from error
+    except CannotRead as error:
+        raise VideoFileError(f"{path}: {error}") from error
     if size is not None and image.size != size:
         image = ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
     return from_bytes(np.array(image)[None])
-
-
-def _eight_bits(image: Image.Image, path: str | Path) -> Image.Image:
-    """16-bit grey scaled to 8 bits. Pillow would cut it off, and numbers of no known range too.
-
-    Raises:
-        VideoFileError: 32-bit numbers, which do not say what is white.
-    """
-    if image.mode.startswith("I;16"):
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise VideoFileError(f"{path}: pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
-    return image
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import av
 import numpy as np
+from PIL import Image, ImageOps
 
 
 class CannotRead(Exception):
@@ -126,14 +128,43 @@ def _decode(
 
 def read_image(data: bytes, size: tuple[int, int], *, crop: np.random.Generator | None) -> Frames:
     """An image as a clip of one frame. Raises CannotRead when it is not an image."""
-    import cv2
-
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None:
-        raise CannotRead("is not a readable image")
+    picture = np.array(open_picture(io.BytesIO(data)))
     place = (0.5, 0.5) if crop is None else (float(crop.random()), float(crop.random()))
-    frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
-    return Frames(fit(frame, size, place)[None], 0.0, 0.0)
+    return Frames(fit(av.VideoFrame.from_ndarray(picture, format="rgb24"), size, place)[None], 0.0, 0.0)
+
+
+def open_picture(source: str | Path | IO[bytes]) -> Image.Image:
+    """An image in RGB as it is trained on and sampled from: turned as its EXIF says, transparent parts on black.
+
+    Raises:
+        CannotRead: no image.
+        FileNotFoundError
+    """
+    try:
+        with Image.open(source) as opened:
+            image = _eight_bits(ImageOps.exif_transpose(opened))
+            if image.has_transparency_data:  # what lies below transparent pixels is arbitrary, often white or noise
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise CannotRead(f"too large ({error}); scale it down first") from error
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's readers of damaged files raise all of these
+        raise CannotRead(f"not an image that can be read ({error})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey scaled to 8 bits. Pillow would cut it off, and numbers of no known range too.
+
+    Raises:
+        CannotRead: 32-bit numbers, which do not say what is white.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise CannotRead("pixels of 32 bits, of which nobody says what is white; save it with 8 or 16")
+    return image
 
 
 def fit(

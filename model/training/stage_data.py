@@ -107,8 +107,8 @@ def _tables(data: DataConfig, stage: StageConfig) -> tuple[SampleTable, SampleTa
 
 
 def _fingerprint(table: SampleTable, pictures: SampleTable) -> str:
-    """What the order is over: keys and sizes of all samples, and which of them share a shard (whole shards are permuted,
-    and the files of precomputed latents are theirs)."""
+    """What the order is over: keys and sizes of all samples, and which of them share a shard (whole shards are
+    permuted, and each gives one file of precomputed latents)."""
     parts = []
     for each in [table] if pictures is table else [table, pictures]:
         digest = hashlib.sha256(repr(np.bincount(each.shard).tolist()).encode())

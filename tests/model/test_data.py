@@ -23,15 +23,18 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.data.buckets import Bucket, nearest_size, sizes
 from model.data.dataset import ClipDataset, Source
 from model.data.decode import CannotRead, pick_frames, read_clip
+from model.data.decode import read_image as decode_image
 from model.data.loader import load_batches
 from model.data.order import BatchPlan, EpochOrder, micro_batches
 from model.data.randomness import Purpose, Streams
 from model.data.selection import SampleTable, Wanted, select
 from model.data.shards import DataError, SampleError, ShardError, find_shards, open_shard, read_member, reindex
+from model.video_io import read_image, to_bytes
 from tests.media import Shot, make_film
 from tests.model.training_shards import clip, encode, make_shards, moving_square, write_shard
 
@@ -412,6 +415,23 @@ def test_images_are_clips_of_one_frame(tmp_path: Path) -> None:
     sample = dataset[(0, 0)]
     assert sample.frames is not None
     assert np.abs(sample.frames[0].astype(int) - picture).max() <= 2
+
+
+def test_a_transparent_image_is_trained_on_as_it_is_sampled_from(tmp_path: Path) -> None:
+    """White or noise hidden beneath transparent pixels must not become what the model learns."""
+    pixels = np.full((48, 64, 4), 255, np.uint8)
+    pixels[:, 32:, 3] = 0
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "a.png")
+    trained = decode_image((tmp_path / "a.png").read_bytes(), (48, 64), crop=None).pixels
+    assert trained[0, :, :30].min() > 250
+    assert trained[0, :, 34:].max() < 5
+    assert np.array_equal(trained, to_bytes(read_image(tmp_path / "a.png")))
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)], ids=["empty", "text", "damaged"])
+def test_what_is_no_image_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(CannotRead, match="not an image that can be read"):
+        decode_image(data, (48, 64), crop=None)
 
 
 def test_an_index_beside_the_tar_gives_what_a_scan_gives(one: Path) -> None:
