@@ -111,7 +111,7 @@ class MemoryEstimate:
     """Bytes of one rank."""
 
     states: int  # weights, gradients, optimizer, averages, sharded
-    gathered: int  # the two largest units in the compute precision, and the gradients on their way
+    gathered: int  # in the compute precision, two units or all of the network; and the gradients on their way
     activations: int
     recompute: int
 
@@ -144,7 +144,8 @@ def estimate_memory(
     copies = 1 + trained_share * (3 + ema)  # weights; gradient, two moments, average
     width = 2 if compute.precision == "bf16" else 4
     sharded = ranks > 1 or compute.precision == "bf16"
-    held = parameters if sharded and not compute.reshard_after_forward else 2 * max(units) if sharded else 0
+    reshard = compute.reshard_after_forward and shards > 1  # as parallelize() does: alone, all of it stays gathered
+    held = 0 if not sharded else 2 * max(units) if reshard else parameters
     counted = activation_bytes(config, shape, compute)
     return MemoryEstimate(
         states=int(4 * parameters * copies / shards),

@@ -23,7 +23,7 @@ from model.training.adamw import ExactAdamW
 from model.training.checkpoint import CheckpointProblem, steps_in
 from model.training.config import ComputeConfig, StageConfig, TrainConfig
 from model.training.config_file import ConfigError, field_docs, load_config, parse_config, render, template
-from model.training.cost import Shape, activation_bytes, forward_flops
+from model.training.cost import Shape, activation_bytes, estimate_memory, forward_flops
 from model.training.ema import Ema
 from model.training.parallelize import checkpoint_blocks
 from model.training.precompute import precompute
@@ -515,6 +515,16 @@ def test_flops_are_those_of_the_published_network() -> None:
 
 
 # ---- failures ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ranks", "replicate"), [(1, 1), (2, 2)])
+def test_a_rank_that_shards_with_no_other_holds_all_of_the_network_in_bfloat16(ranks: int, replicate: int) -> None:
+    config = UNetConfig.tiny(layers_per_block=3)
+    parameters = sum(p.numel() for p in VideoUNet(config).parameters())
+    compute, shape = ComputeConfig(precision="bf16", replicate=replicate), Shape(1, 2, 8, 8, 1)
+    alone = estimate_memory(config, shape, compute, ranks=ranks)
+    assert alone.gathered > 2 * parameters
+    assert estimate_memory(config, shape, compute, ranks=2 * ranks).gathered < alone.gathered, "two units at a time"
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_with_the_sample_ids(tmp_path: Path, shards: Path) -> None:
