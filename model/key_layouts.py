@@ -15,7 +15,7 @@ from .unet_config import ATTENTION_UP, UNetConfig
 
 SGM_PREFIX = "model.diffusion_model."
 
-_TEMPORAL_ONLY = re.compile(r"temporal_res_block|temporal_transformer_blocks|time_pos_embed|time_mixer|^add_embedding")
+_TEMPORAL = re.compile(r"temporal_res_block|temporal_transformer_blocks|time_pos_embed|time_mixer")
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -48,7 +48,12 @@ def sd21_keys(keys: Iterable[str]) -> dict[str, str]:
 
 def is_new_in_video(key: str) -> bool:
     """Whether one of our keys has no counterpart in the 2-D UNet (temporal layers and the vector conditioning)."""
-    return _TEMPORAL_ONLY.search(key) is not None
+    return is_temporal(key) or key.startswith("add_embedding")
+
+
+def is_temporal(key: str) -> bool:
+    """Whether one of our keys belongs to a temporal layer or its blend, which single images bypass."""
+    return _TEMPORAL.search(key) is not None
 
 
 def _sgm_key(key: str, config: UNetConfig) -> str:

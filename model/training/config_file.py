@@ -183,6 +183,8 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
             raise ConfigError(f"{at}.frames: {stage.task} needs at least 2; single images train `text_to_video`")
         if stage.task == "interpolation" and stage.frames < 3:
             raise ConfigError(f"{at}.frames: interpolation needs at least 3: two given and one between")
+        if stage.lora is not None and stage.frames == 1:
+            raise ConfigError(f"{at}.lora: adapts the temporal layers, which single images leave out; frames: 2 or more")
         if stage.image_share and stage.task != "text_to_video":
             raise ConfigError(f"{at}.image_share: joint training on images is for text_to_video")
         if stage.lora is not None and stage is not config.stages[-1]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from model.training.config_file import ConfigError, render
 from model.training.cost import MemoryEstimate, Shape, estimate_memory
 from model.training.export import LORA, MODEL, export_stage
 from model.training.launch import Ranks, process_group
-from model.training.stage import StageTrainer, run_settings
+from model.training.stage import StageTrainer, is_trained, run_settings
 from model.training.stage_data import StageData, data_fingerprint, motion_map, stage_data
 from model.training.starting_point import starting_point, token_width
 from model.training.validation import Validation, validation_clips
@@ -178,8 +177,9 @@ def checked_data(config: TrainConfig, stage: StageConfig, model: VideoModel) -> 
 def check_trainable(stage: StageConfig, model: VideoModel) -> None:
     """Refuse a stage that trains nothing. Raises ConfigError."""
     names = (name for name, _ in model.unet.named_parameters())
-    if stage.lora is None and not any(re.fullmatch(stage.trainable, name) for name in names):
-        raise ConfigError(f"stage {stage.name}: no parameter matches trainable {stage.trainable!r}")
+    if stage.lora is None and not any(is_trained(stage, name) for name in names):
+        where = " outside of the temporal layers, which single images do not train" if stage.frames == 1 else ""
+        raise ConfigError(f"stage {stage.name}: no parameter{where} matches trainable {stage.trainable!r}")
 
 
 def memory_of(config: TrainConfig, stage: StageConfig, model: VideoModel, ranks: int) -> MemoryEstimate:

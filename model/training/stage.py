@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from model.data.dataset import TrainingSample
 from model.data.loader import load_batches
 from model.diffusion.loss import DiffusionLoss
+from model.key_layouts import is_temporal
 from model.tasks.camera_lora import add_lora
 from model.tasks.video_model import VideoModel
 from model.training.adamw import ExactAdamW
@@ -83,7 +84,7 @@ class StageTrainer:
                 add_lora(model.unet, name="camera", rank=stage.lora.rank, alpha=stage.lora.alpha)
         else:
             for name, parameter in model.unet.named_parameters():
-                parameter.requires_grad_(re.fullmatch(stage.trainable, name) is not None)
+                parameter.requires_grad_(is_trained(stage, name))
         self.extras = [m for m in (model.input_scale, model.mask_embedding) if m is not None]
         for module in self.extras:
             module.to(ranks.device).requires_grad_(stage.lora is None)
@@ -328,6 +329,12 @@ class StageTrainer:
             log.error("%s; trying once more", error)
         self.checkpoints.save(self.step, self.state(), self.settings(), self.ema.updates if self.ema else 0)
         self.checkpoints.wait()
+
+
+def is_trained(stage: StageConfig, name: str) -> bool:
+    """Whether a stage without adapters trains a parameter of the network. One of single images leaves the temporal
+    layers out: their gradients are zero, by which AdamW would do nothing but decay them."""
+    return re.fullmatch(stage.trainable, name) is not None and not (stage.frames == 1 and is_temporal(name))
 
 
 def run_settings(config: TrainConfig, stage: StageConfig, fingerprint: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 
 from curation.compat import ensure_torchvision
 from model.data.shards import DataError
+from model.key_layouts import is_temporal
 from model.tasks import ImageToVideo, Interpolation, Orbit, VideoModel
 from model.tasks.camera_lora import LoraAdapters
 from model.train_cli import train as command
@@ -140,6 +141,7 @@ def test_every_field_is_explained_and_a_rendered_configuration_loads_again() -> 
         ("name: ../elsewhere", r"name '\.\./elsewhere'.*no /"),
         ("caption_weights: {spatial: 0, merged: 0}", r"caption_weights: .*one must be above 0"),
         ("lora: {alpha: .nan}", r"lora\.alpha: nan; a finite number above 0"),
+        ("task: text_to_video, frames: 1, lora: {}", r"lora: adapts the temporal layers"),
         ("lora: {alpha: 0}", r"lora\.alpha: 0\.0; a finite number above 0"),
         ("fps: [1, .inf]", r"fps: inf; a finite number"),
         ("name: ''", r"name ''.*not empty"),
@@ -379,6 +381,19 @@ def test_only_what_a_stage_trains_changes(tmp_path: Path, shards: Path) -> None:
     after = VideoModel.load(run(config)).unet.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed <= {"time_embedding"}
+
+
+def test_an_image_stage_leaves_the_temporal_layers_alone(tmp_path: Path, shards: Path) -> None:
+    """They get no gradient: weight decay would be all that happens to them, 3 % over the paper's 30,000 steps."""
+    config = _config(tmp_path / "run", shards, "preset: image-finetune, weight_decay: 0.5, learning_rate: 0.01")
+    before = starting_point(config, config.stages[0], None, None).unet.state_dict()
+    after = VideoModel.load(run(config)).unet.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not [name for name in changed if is_temporal(name)]
+    assert "down_blocks.0.resnets.0.spatial_res_block.conv1.weight" in changed
+    nothing = replace(config, stages=(replace(config.stages[0], trainable=r".*\.temporal_res_block\..*"),))
+    with pytest.raises(ConfigError, match="outside of the temporal layers, which single images do not train"):
+        run(replace(nothing, output=str(tmp_path / "b")))
 
 
 def test_precomputed_latents_train_like_clips(tmp_path: Path, shards: Path) -> None:
