@@ -169,8 +169,8 @@ def _shape(
 ) -> UNetConfig:
     if old is None:
         old = UNetConfig.tiny() if model.size == "tiny" else UNetConfig.base_text_to_video()
-        # Everything that is trained here uses one epsilon, as the published weights were trained.
-        old = old.replace(cross_attention_dim=context, norm_eps="diffusers")
+        # Stable Diffusion 2.1 and SVD were trained with one epsilon in all residual blocks; diffusers' is for sampling.
+        old = old.replace(cross_attention_dim=context, norm_eps="sgm")
         if model.channels is not None:
             heads = tuple(max(1, c // (16 if model.size == "tiny" else 64)) for c in model.channels)
             old = old.replace(block_out_channels=model.channels, num_attention_heads=heads)

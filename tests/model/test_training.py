@@ -361,6 +361,29 @@ def test_added_inputs_do_not_change_the_network_at_first(tmp_path: Path, shards:
     torch.testing.assert_close(orbit(both, torch.zeros(1), context, more), expected)
 
 
+def test_an_image_model_starts_as_itself(tmp_path: Path, shards: Path) -> None:
+    """Its group norms too: in faint pictures an epsilon of 1e-6 in place of 1e-5 would show."""
+    ensure_torchvision()
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    image = UNet2DConditionModel(
+        in_channels=48, out_channels=48, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4), use_linear_projection=True,
+    ).eval()  # fmt: skip
+    image.save_pretrained(tmp_path / "sd" / "unet")
+    config = _config(tmp_path / "run", shards, "preset: image-finetune")
+    config = replace(config, model=replace(config.model, start=str(tmp_path / "sd")))
+    video = starting_point(config, config.stages[0], None, None).unet
+    x, context = 0.01 * torch.randn(2, 1, 48, 8, 8), torch.randn(2, 7, 32)
+    with torch.no_grad():
+        expected = image(x[:, 0], 0.5, context).sample
+        only = torch.ones(2, 1, dtype=torch.bool)
+        found = video(x, torch.full((2,), 0.5), context, torch.rand(2, 3), image_only=only)[:, 0]
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_frozen_networks_come_from_the_directories_that_the_configuration_names(tmp_path: Path, shards: Path) -> None:
     config = _config(tmp_path / "run", shards, "preset: image-to-video-320")
     made = starting_point(config, config.stages[0], None, None)
