@@ -21,7 +21,8 @@ from model.conditioning.latents import Autoencoder
 from model.data.buckets import Bucket
 from model.data.dataset import TrainingSample
 from model.data.latents import pack_latents, posterior
-from model.data.shards import SampleError, read_member, reindex
+from model.data.selection import SampleTable
+from model.data.shards import DataError, SampleError, read_member, reindex
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError
 from model.training.stage_data import StageData, stage_data
@@ -53,11 +54,12 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
         if source.bucket.frames == stage.frames and source.table is data.table
         for sample in order.samples
     }
+    members = np.array(sorted(source_of), dtype=np.int64)
+    _refuse_latents(data.table, members)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     _claim(folder, config, stage, data, model.autoencoder.kind)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    members = np.array(sorted(source_of), dtype=np.int64)
     shards = data.table.shard[members]
     made, skipped, failed = 0, 0, 0
     for number in np.unique(shards)[rank::world]:
@@ -66,7 +68,7 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
             skipped += 1
             continue
         partial = final.with_suffix(".tar.tmp")
-        with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(partial, "w") as tar:  # pax, which has room for keys of any length
             for sample in members[shards == number]:
                 source = source_of[int(sample)]
                 try:
@@ -86,6 +88,15 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
         partial.rename(final)
         reindex(str(final))
     return f"{made} clips encoded into {folder}, {skipped} shards were there already, {failed} clips could not be read"
+
+
+def _refuse_latents(table: SampleTable, members: np.ndarray) -> None:
+    """There is nothing to encode in them. Raises DataError."""
+    media = np.asarray(table.table["media"].to_pylist(), dtype=object)[members]
+    found = members[media == "latents"]
+    if len(found):
+        shard = table.urls[int(table.shard[found[0]])]
+        raise DataError(f"{shard}: holds latents already; set data.shards to the shards of clips they were made of")
 
 
 def _claim(folder: Path, config: TrainConfig, stage: StageConfig, data: StageData, autoencoder: str) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import resource
 import shutil
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from model.data.selection import SampleTable
+from model.data.shards import DataError
 from model.training.checkpoint import Checkpointer, CheckpointProblem, path_of, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError, parse_config
@@ -201,6 +203,20 @@ def test_latents_of_mixed_sizes_are_made_once_and_not_mixed_with_others(tmp_path
     run(replace(config, data=replace(config.data, shards=(str(latents),))))
     with pytest.raises(ConfigError, match=r"latents of other settings \(frames 4 then, 5 now\)"):
         precompute(_config(tmp_path / "run", tmp_path / "clips", aspect_buckets=True, frames=5), None, str(latents))
+
+
+def test_clips_with_long_keys_give_latents_and_latents_none(tmp_path: Path) -> None:
+    key = "folder.of/" + "k" * 150
+    write_shard(tmp_path / "0.tar", [(key, *clip(0, size=(32, 48))[1:])], form=tarfile.PAX_FORMAT)
+    config = _config(tmp_path / "run", tmp_path / "0.tar", global_batch=1, steps=1)
+    assert "1 clips encoded" in precompute(config, None, str(tmp_path / "latents"))
+    found = SampleTable.open([str(tmp_path / "latents")])
+    assert found.table["key"].to_pylist() == [key]
+    made = replace(config, data=replace(config.data, shards=(str(tmp_path / "latents"),)))
+    run(made)
+    with pytest.raises(DataError, match=r"000000\.tar: holds latents already; set data\.shards to the shards of clips"):
+        precompute(made, None, str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
 
 
 def test_a_shard_without_a_readable_clip_gives_no_shard_of_latents(tmp_path: Path) -> None:

@@ -46,9 +46,10 @@ def moving_square(seed: int, frames: int = 14, height: int = 48, width: int = 64
     return result
 
 
-def write_shard(path: Path, samples: Sequence[tuple[str, bytes, dict[str, Any], str]], extension: str = "mp4") -> Path:
+def write_shard(path: Path, samples: Sequence[tuple[str, bytes, dict[str, Any], str]], extension: str = "mp4",
+                form: int = tarfile.USTAR_FORMAT) -> Path:  # fmt: skip
     """A tar of (key, media bytes, json, caption)."""
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(path, "w", format=form) as tar:
         for key, media, meta, caption in samples:
             members = ((extension, media), ("json", json.dumps(meta).encode()), ("txt", caption.encode()))
             for kind, data in members:
