@@ -83,6 +83,9 @@ class EpsPreconditioning:
 
 Preconditioning = EDMPreconditioning | EpsPreconditioning
 
+Kind = Literal["scale", "function"]
+"""Of a learned c_in."""
+
 
 class LearnedInputScale(nn.Module):
     """An option the paper does not have: c_in is learned, as a factor on the published one.
@@ -94,7 +97,7 @@ class LearnedInputScale(nn.Module):
     positive. c_skip and c_out stay as they are, so the target of the network is unchanged.
     """
 
-    def __init__(self, kind: Literal["scale", "function"] = "scale", width: int = 16) -> None:
+    def __init__(self, kind: Kind = "scale", width: int = 16) -> None:
         super().__init__()
         if kind not in ("scale", "function"):
             raise ValueError(f"learned c_in of kind {kind!r}: 'scale' or 'function'")

@@ -184,7 +184,7 @@ def check(config: TrainConfig, source: str = "configuration") -> None:
         if stage.task == "interpolation" and stage.frames < 3:
             raise ConfigError(f"{at}.frames: interpolation needs at least 3: two given and one between")
         if stage.lora is not None and stage.frames == 1:
-            raise ConfigError(f"{at}.lora: adapts the temporal layers, which single images leave out; frames: 2 or more")
+            raise ConfigError(f"{at}.lora: adapts the temporal layers, which single images leave out; use clips")
         if stage.image_share and stage.task != "text_to_video":
             raise ConfigError(f"{at}.image_share: joint training on images is for text_to_video")
         if stage.lora is not None and stage is not config.stages[-1]:

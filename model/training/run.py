@@ -26,7 +26,7 @@ from model.training.export import LORA, MODEL, export_stage
 from model.training.launch import Ranks, process_group
 from model.training.stage import StageTrainer, is_trained, run_settings
 from model.training.stage_data import StageData, data_fingerprint, motion_map, stage_data
-from model.training.starting_point import starting_point, token_width
+from model.training.starting_point import learned_c_in, starting_point, token_width
 from model.training.validation import Validation, validation_clips
 
 log = logging.getLogger("clipmill.train")
@@ -135,13 +135,15 @@ def _check_later(config: TrainConfig, number: int, model: VideoModel, ranks: Ran
     """Refuse now what would stop a stage behind number `number`, after all the training before it.
 
     Raises:
-        ConfigError: ranks, sizes, encoders or memory do not fit.
+        ConfigError: ranks, sizes, encoders, kinds of learned c_in or memory do not fit.
         DataError: the shards do not.
     """
     free = available_memory(ranks.device, ranks.local_world)
+    kind = model.input_scale.kind if model.input_scale else None
     for stage in config.stages[number:]:
         check_ranks(config, stage, ranks.world)
         token_width(stage, model.text_encoder, model.image_encoder, model.unet.config)
+        kind = learned_c_in(stage, kind)
         check_trainable(stage, model)
         checked_data(config, stage, model)
         estimate = memory_of(config, stage, model, ranks.world)  # its network has at most a few more inputs

@@ -21,7 +21,7 @@ from model.conditioning.image import ImageEncoder
 from model.conditioning.latents import Autoencoder
 from model.conditioning.motion import MotionBuckets
 from model.conditioning.text import TextEncoder
-from model.diffusion.preconditioning import LearnedInputScale
+from model.diffusion.preconditioning import Kind, LearnedInputScale
 from model.tasks.description import ModelDescription
 from model.tasks.interpolation_mask import MaskEmbedding
 from model.tasks.model_directory import _load_autoencoder, _load_image_encoder, _load_text_encoder
@@ -67,13 +67,9 @@ def starting_point(
         height, width = stage.height // autoencoder.factor, stage.width // autoencoder.factor
         mask = start.mask_embedding if start else None
         scale = start.input_scale if start else None
-        if scale is None and stage.learned_c_in:
-            scale = LearnedInputScale(stage.learned_c_in)
-        if scale is not None and stage.learned_c_in not in (None, scale.kind):
-            raise ConfigError(
-                f"stage {stage.name}: learned_c_in: {stage.learned_c_in}, but it starts from a model that has learned "
-                f"one of kind {scale.kind}, which is trained on"
-            )
+        kind = learned_c_in(stage, scale.kind if scale else None)
+        if scale is None and kind is not None:
+            scale = LearnedInputScale(kind)
         return VideoModel(
             description=_describe(stage, motion, scale),
             unet=unet.train().requires_grad_(True),
@@ -85,6 +81,23 @@ def starting_point(
             if stage.task == "interpolation"
             else None,
         )
+
+
+def learned_c_in(stage: StageConfig, before: Kind | None) -> Kind | None:
+    """The kind of learned c_in that a stage has.
+
+    Args:
+        before: that of the model it starts from.
+
+    Raises:
+        ConfigError: the stage asks for another one.
+    """
+    if before is not None and stage.learned_c_in not in (None, before):
+        raise ConfigError(
+            f"stage {stage.name}: learned_c_in: {stage.learned_c_in}, but it starts from a model that has learned "
+            f"one of kind {before}, which is trained on"
+        )
+    return stage.learned_c_in or before
 
 
 def token_width(

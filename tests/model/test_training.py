@@ -227,13 +227,14 @@ def test_a_size_the_network_cannot_take_says_which_would_do(tmp_path: Path, shar
 
 
 def test_a_later_stage_that_cannot_run_is_refused_before_the_first_one_trains(tmp_path: Path, shards: Path) -> None:
-    first = "preset: image-to-video-320"
+    first = "preset: image-to-video-320, learned_c_in: scale"
     for later, message in (
         ("preset: camera-zooming", r"stage camera-zooming: .*are not labelled zooming"),
         ("preset: image-to-video-576, height: 30", r"stage image-to-video-576: size 30x32.*multiples of 8"),
+        ("preset: image-to-video-576, learned_c_in: function", r"learned_c_in: function, but it starts .*kind scale"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):
-            run(_config(tmp_path / "run", shards, first, later))
+            run(_config(tmp_path / "run", shards, first, "preset: image-to-video-320, name: between", later))
     assert not list((tmp_path / "run").rglob("step-*"))
     assert not list((tmp_path / "run").rglob("metrics.jsonl"))
 
