@@ -87,7 +87,8 @@ class Validation:
                 if truth is not None and trainer.stage.task != "text_to_video":
                     scores.append([psnr(made, truth), psnr(truth[:1].expand_as(truth), truth)])
                 picture = made if truth is None else torch.cat([truth.expand(len(made), -1, -1, -1), made], dim=-1)
-                name = f"step-{step:08d}-{sample.key[:24]}-{sample.ordinal - 2**62}.mp4"
+                key = sample.key[-24:].replace("/", "-")  # a key may name folders of its shard
+                name = f"step-{step:08d}-{key}-{sample.ordinal - 2**62}.mp4"
                 write_video(picture, folder / name, fps=max(1.0, sample.fps))
         forget_gathered(trainer.model.unet)  # they are the averages
         trainer.model.unet.train()

@@ -474,6 +474,17 @@ def test_a_clip_that_cannot_be_decoded_is_replaced_in_validation_too(
     assert [path.name.split("-")[2] for path in (tmp_path / "run").rglob("*.mp4")] == ["clip0001"]
 
 
+def test_a_sample_of_a_clip_in_a_folder_of_its_shard_lies_with_the_others(tmp_path: Path) -> None:
+    clips = [("a/../../../../b", *clip(0, size=(32, 48))[1:])]
+    config = _config(
+        tmp_path / "run", write_shard(tmp_path / "0.tar", clips), "preset: image-to-video-320, steps: 1", validate=1
+    )
+    run(config)
+    found = list(tmp_path.rglob("*.mp4"))
+    assert [path.parent.name for path in found] == ["samples"]
+    assert found[0].name == "step-00000001-a-..-..-..-..-b-0.mp4"
+
+
 def test_sampling_on_the_way_changes_no_update(tmp_path: Path, shards: Path) -> None:
     losses = []
     for validate_every in (0, 1):
