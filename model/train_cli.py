@@ -157,11 +157,14 @@ def _explained(act: Any) -> None:
     from model.checkpoints import CheckpointError
     from model.data.shards import DataError
     from model.tasks.description import ModelDirectoryError
+    from model.tasks.sampling import SamplingError
     from model.training.checkpoint import CheckpointProblem
     from model.training.config_file import ConfigError
     from model.training.stage import Interrupted, NonFiniteLoss
 
-    known = (ConfigError, DataError, CheckpointProblem, NonFiniteLoss, CheckpointError, ModelDirectoryError)
+    known = (
+        ConfigError, DataError, CheckpointProblem, NonFiniteLoss, SamplingError, CheckpointError, ModelDirectoryError
+    )  # fmt: skip
     try:
         act()
     except known as error:

@@ -248,12 +248,20 @@ def _alone(output: Path, ranks: Ranks) -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """SIGTERM and SIGUSR1 (how schedulers announce the end) ask the loop to save and stop."""
+    """SIGTERM, SIGUSR1 (how schedulers announce the end) and Ctrl-C ask the loop to save and stop; a second Ctrl-C does
+    not wait for that."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGTERM, signal.SIGUSR1)}
+
+    def ask(which: int, _: object) -> None:
+        asked.set()
+        if which == signal.SIGINT:
+            signal.signal(which, before[signal.SIGINT])
+            log.warning("stopping after this step, which will be saved; Ctrl-C once more stops at once, without")
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
     try:
         yield asked
     finally:

@@ -25,6 +25,7 @@ from model.data.selection import SampleTable, Wanted, select
 from model.tasks.image_to_video import ImageToVideo
 from model.tasks.interpolation import Interpolation
 from model.tasks.orbit import Orbit
+from model.tasks.sampling import SamplingError
 from model.tasks.text_to_video import TextToVideo
 from model.training.config import DataConfig, StageConfig
 from model.training.parallelize import forget_gathered
@@ -82,7 +83,13 @@ class Validation:
         trainer.model.unet.eval()
         with averaged, torch.no_grad():
             for sample in self.samples:
-                made = self._sample(sample)
+                try:
+                    made = self._sample(sample)
+                except SamplingError as error:  # its advice is for sampling alone
+                    raise SamplingError(
+                        f"step {step} of {trainer.stage.name} cannot be sampled for validation: {error}. "
+                        "`saving: {validate_every: 0}` trains without"
+                    ) from error
                 truth = self._truth(sample)
                 if truth is not None and trainer.stage.task != "text_to_video":
                     scores.append([psnr(made, truth), psnr(truth[:1].expand_as(truth), truth)])

@@ -588,6 +588,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_with_the_sample_ids(t
     assert steps_in(folder / "checkpoints") == [1], "what was saved is from before"
 
 
+def test_a_model_that_cannot_be_sampled_on_the_way_is_one_line(tmp_path: Path, shards: Path) -> None:
+    config = _config(tmp_path / "run", shards, "preset: image-to-video-320, learning_rate: 1e30", validate=1)
+    found = CliRunner().invoke(command, [_written(tmp_path, config)])
+    assert "Error: step 1 of image-to-video-320 cannot be sampled for validation: the network prod" in found.output
+    assert "validate_every: 0" in found.output
+
+
 def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_so(
     tmp_path: Path, shards: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

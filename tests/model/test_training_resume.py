@@ -55,11 +55,14 @@ def test_run_killed_twice_ends_on_the_same_bits_whatever_the_number_of_ranks(
     assert not list(checkpoints.glob("*.tmp"))
 
 
-def test_sigterm_saves_at_once_and_says_so(tmp_path: Path, shards: Path, uninterrupted: dict) -> None:
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_saves_at_once_and_says_so(
+    tmp_path: Path, shards: Path, uninterrupted: dict, asked: signal.Signals
+) -> None:
     output = tmp_path / "run"
     config = write_config(tmp_path / "c.yaml", output, shards, steps=STEPS)
     processes = start(config, 2, tmp_path / "log-a")
-    signal_when(processes, lambda: steps_done(output) >= 3, signal.SIGTERM)
+    signal_when(processes, lambda: steps_done(output) >= 3, asked)
     assert finish(processes) == [143, 143], _log(tmp_path)
     saved = steps_in(output / "01-stage" / "checkpoints")[-1]
     assert saved == steps_done(output) < STEPS, "the step that was reached is the one that was saved"
