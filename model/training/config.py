@@ -118,7 +118,8 @@ class ModelConfig:
     """What is trained, and the frozen networks around it."""
 
     start: str = "random"
-    """Weights of the first stage: `random`, a model directory, or Stable Diffusion 2.1 in diffusers layout."""
+    """Weights of the first stage: `random`, a model directory, a generative-models file such as svd_xt.safetensors, or
+    Stable Diffusion 2.1 in diffusers layout."""
     size: Literal["svd", "tiny"] = "svd"
     """Size of the network where `start` does not bring one."""
     channels: tuple[int, ...] | None = None

@@ -145,15 +145,16 @@ def carry_over(old: dict[str, Tensor], new: dict[str, Tensor]) -> dict[str, Tens
 
 
 def _from_start(model: ModelConfig, stage: StageConfig) -> VideoModel | None:
-    """The model directory named as the start, unless it is `random` or an image model."""
+    """The model named as the start, unless it is `random` or an image model."""
     if model.start == "random":
         return None
     directory = Path(model.start)
     if not directory.exists():
-        raise ConfigError(f"model.start: {directory} is not there; `random`, a model directory or Stable Diffusion 2.1")
+        raise ConfigError(f"model.start: {directory} is not there; `random`, a model or Stable Diffusion 2.1")
     if _is_image_model(directory):
         return None
-    if (directory / "vae").is_dir():
+    whole = directory.is_file() and model.autoencoder == "from start"  # a generative-models checkpoint, its parts too
+    if whole or (directory / "vae").is_dir():
         loaded = VideoModel.load(directory)
     else:
         unet = load_unet(directory)

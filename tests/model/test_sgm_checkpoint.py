@@ -12,6 +12,8 @@ from torch import Tensor
 from curation.compat import ensure_torchvision
 from model.tasks import ImageToVideo, ModelDirectoryError, VideoModel
 from model.tasks.random_model import tiny_random_model
+from model.training.config_file import parse_config
+from model.training.starting_point import starting_point
 from model.video_io import from_bytes
 from model.weight_files import CheckpointError
 
@@ -88,6 +90,21 @@ def test_what_was_saved_samples_the_same_frames(model, saved):
     expected = frames_of(model)
     torch.testing.assert_close(frames_of(again), expected, atol=1e-3, rtol=0)
     assert (frames_of(again, seed=24) - expected).abs().max() > 0.02  # not for lack of sensitivity
+
+
+def test_training_starts_from_a_file_with_all_its_parts(saved, tmp_path):
+    text = f"""
+output: {tmp_path}
+data: {{shards: [none]}}
+model: {{start: {saved}}}
+stages: [{{preset: image-to-video-320, tiny: true}}]
+"""
+    config = parse_config(text)
+    started, whole = starting_point(config, config.stages[0], None, None), VideoModel.load(saved)
+    for part in ("unet", "autoencoder", "image_encoder"):
+        found, expected = (getattr(each, part).state_dict() for each in (started, whole))
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], expected[key]) for key in found)
 
 
 def test_a_published_file_is_read_without_hints_of_ours(model, saved, tmp_path):
