@@ -58,7 +58,8 @@ def _as_table(file: str, info: VideoInfo, found: list[Cut]) -> str:
         lines.append(f"  {'time':>10}  {'frame':>7}  {'kind':<7}  {'mixed frames':<15}  {'score':>7}  pass")
     for cut in found:
         mixed = f"{cut.start_frame}-{cut.end_frame - 1}" if cut.kind == "gradual" else ""
-        clock = f"{int(cut.time_s // 60)}:{cut.time_s % 60:06.3f}"
+        minutes, ms = divmod(round(1000 * cut.time_s), 60_000)
+        clock = f"{minutes}:{ms / 1000:06.3f}"
         lines.append(
             f"  {clock:>10}  {cut.frame:>7}  {cut.kind:<7}  {mixed:<15}  {cut.score:>7.2f}  {cut.pass_fps:g} fps"
         )

@@ -5,7 +5,7 @@ in light and dark, on paper, and without a script.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import jinja2
 
@@ -22,12 +22,17 @@ WORDS = {
 HUES = 6  # colours that tell filters apart, --filter-0 to --filter-5
 
 
+def _told(number: float | None) -> TypeGuard[float]:
+    """Whether there is a number to show: NaN and infinity say no more than null."""
+    return number is not None and math.isfinite(number)
+
+
 def clock(seconds: float | None) -> str:
     """A duration for a person: 9.6 s, 4 min 03 s, 12 h 05 min, 1 204 h."""
-    if seconds is None:
+    if not _told(seconds):
         return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    if round(seconds, 1) < 60:
+        return f"{seconds:z.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
@@ -37,33 +42,35 @@ def clock(seconds: float | None) -> str:
 
 def count(number: float | None) -> str:
     """A whole number with thin spaces between thousands."""
-    return "–" if number is None else f"{number:,.0f}".replace(",", "\u202f")
+    return f"{number:z,.0f}".replace(",", "\u202f") if _told(number) else "–"
 
 
 def size(number_bytes: int) -> str:
     """A file size for a person: 940 B, 20.5 kB, 1.2 GB."""
-    for unit, base in (("PB", 10**15), ("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if number_bytes >= base:
-            return f"{number_bytes / base:.1f} {unit}"
-    return f"{number_bytes} B"
+    shown, unit = float(number_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if round(shown, 1) < 1000:
+            break
+        shown, unit = shown / 1000, larger
+    return f"{shown:.1f} {unit}" if unit != "B" else f"{number_bytes} B"
 
 
 def percent(share: float | None) -> str:
     """A share for a person; what is not nothing is never shown as 0 %, nor what is not all as 100 %."""
-    if share is None:
+    if not _told(share):
         return "–"
     if 0 < share < 0.001:
         return "< 0.1 %"
     if 0.999 < share < 1:
         return "> 99.9 %"
-    return f"{100 * share:.1f} %" if share < 0.0995 or (share > 0.9 and share < 1) else f"{100 * share:.0f} %"
+    return f"{100 * share:z.1f} %" if share < 0.0995 or (share > 0.9 and share < 1) else f"{100 * share:.0f} %"
 
 
 def value(number: float | None) -> str:
     """A score with three significant digits."""
-    if number is None:
+    if not _told(number):
         return "–"
-    return f"{number:.3g}" if abs(number) < 1000 else count(number)
+    return f"{number:z.3g}" if abs(number) < 999.5 else count(number)  # which .3g would write as 1e+03
 
 
 def rule_words(rule: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from curation.implementations import IMPLEMENTATIONS, NO_MODEL, PROFILES, ROLES
 from curation.registry import Choice, Report, check, choose
 from curation.weights import PackagedWeights, WeightsUnavailable
 from curation.weights_remote import HubWeights, LocalWeights, UrlWeights
+from pipelines import figures
 
 _profile = click.option(
     "--profile", type=click.Choice(list(PROFILES)), default="offline", show_default=True, help="Set of models."
@@ -170,9 +171,4 @@ def _source(each: PackagedWeights | UrlWeights | HubWeights | LocalWeights) -> s
 
 
 def _size(size: int | None) -> str:
-    if size is None:
-        return "-"
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size / 1e3:.0f} kB"
+    return "-" if size is None else figures.size(size)

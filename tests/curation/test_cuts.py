@@ -21,6 +21,7 @@ from curation.errors import CannotDecode
 from curation.frames import FilmFrames
 from curation.probe import probe
 from pipelines.cuts_cli import cuts as cuts_command
+from pipelines.cuts_lines import _as_table
 from tests.media import BIKES_CUTS, Join, Labels, Shot, film, make_film
 
 A = Shot("bikes.3", 60)
@@ -436,3 +437,8 @@ def test_the_command_prints_a_table_and_refuses_wrong_use() -> None:
     assert "0:05.480" in run.stdout
     assert CliRunner().invoke(cuts_command, []).exit_code == 2
     assert CliRunner().invoke(cuts_command, ["--detector", "magic", "x.mp4"]).exit_code == 2
+
+
+def test_a_cut_just_before_a_full_minute_is_shown_at_it() -> None:
+    info = probe(film("bikes.mp4"))
+    assert "  1:00.000  " in _as_table("x.mp4", info, [Cut(1500, 59.9996, "hard", 1500, 1500, 30.0, 1.0)])
