@@ -73,6 +73,13 @@ def value(number: float | None) -> str:
     return f"{number:z.3g}" if abs(number) < 999.5 else count(number)  # which .3g would write as 1e+03
 
 
+def score(found: float | str | list[float | None] | None) -> str:
+    """A clip's score: its label or number; of one value per frame the largest, and none where a frame has none."""
+    if isinstance(found, list):
+        found = max(filter(_told, found)) if found and all(map(_told, found)) else None
+    return found if isinstance(found, str) else value(found)
+
+
 def rule_words(rule: dict[str, Any]) -> str:
     """A rule as a person says it: 'drop lowest 25%', 'at most 0.07 in every frame'."""
     where = {"any": "", "all": " in at least one frame", "mean": " on average over frames"}[rule.get("frames", "any")]
@@ -182,5 +189,5 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"clock": clock, "count": count, "percent": percent, "value": value, "rule": rule_words}
+    found.filters |= {"clock": clock, "count": count, "percent": percent, "value": value, "score": score, "rule": rule_words}
     return found

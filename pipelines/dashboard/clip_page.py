@@ -101,7 +101,7 @@ def _scores(dataset: OpenDataset, row: dict[str, Any]) -> list[tuple[str, str]]:
         elif value is None:
             shown = "not measured"
         elif isinstance(value, list):
-            shown = ", ".join("–" if each is None else figures.value(each) for each in value)
+            shown = ", ".join(map(figures.value, value))
         else:
             shown = value if isinstance(value, str) else figures.value(value)
         measured = dataset.scores.measured[score.name]

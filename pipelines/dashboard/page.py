@@ -122,8 +122,6 @@ def dressed(
     found = []
     for row, why in zip(rows, reasons, strict=True):
         value = row[dataset.scores.score(badge).column] if badge else None
-        shown = figures.value(max(value) if isinstance(value, list) else value) if value not in (None, []) else ""
-        if isinstance(value, str):
-            shown = value
+        shown = figures.score(value) if value not in (None, []) else ""
         found.append(row | {"reasons": why, "look": look(why), "query": query, "badge": shown})
     return found

@@ -130,6 +130,17 @@ def test_media_that_is_gone_costs_the_pictures_only(tmp_path: Path) -> None:
     assert "no picture" in (made / "report.html").read_text()
 
 
+def test_a_frame_without_a_value_leaves_its_clip_without_a_score(tmp_path: Path) -> None:
+    def hole(i: int, row: dict[str, Any]) -> None:
+        if row["text_area"]:
+            row["text_area"][i % 3] = None
+
+    made = make_dataset(tmp_path / "data", clips=6, media=False, change=hole)
+    decide(str(made), RULES, "default")
+    write_report(str(made), "default")
+    assert "text_area –" in (made / "report.html").read_text()
+
+
 def test_a_histogram_marks_bounds_outside_its_values() -> None:
     data = {"low": 0.0, "high": 1.0, "clips": [1, 0, 3], "kept": [0, 0, 3], "beyond": 0}
     drawn = histogram(data, {"min": 0.5, "max": 9.0})

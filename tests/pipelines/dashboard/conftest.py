@@ -50,7 +50,7 @@ def server(root: Path, others: Path) -> Iterator[str]:
         row["motion_coarse"], row["motion_coarse_error"] = None, "broken: always"
 
     make_dataset(others / "failing", clips=6, media=False, change=fail)
-    without = {"motion_coarse": math.nan, "text_area": [0.1, math.nan]}
+    without = {"motion_coarse": math.nan, "text_area": [0.1, None, math.nan]}
     make_dataset(others / "nan", clips=9, change=lambda i, row: row.update(without))
     torn = make_dataset(others / "torn", clips=9, media=False)
     part = torn / "clips/part-00001.parquet"

@@ -61,6 +61,11 @@ def test_a_nan_is_no_score(page: Page, server: str) -> None:
     assert "nan" not in page.inner_text(".below").lower()
 
 
+def test_clips_of_which_a_frame_has_no_value_are_shown(page: Page, server: str) -> None:
+    page.goto(f"{server}/d/nan?rules=" + '{"text_area":{"max":0.5}}&show=reason:text_area%20unscored')
+    expect(page.locator("a.clip")).to_have_count(9, timeout=WAIT_MS)
+
+
 def test_a_broken_decision_is_said_in_a_sentence(page: Page, server: str, root: Path) -> None:
     (root / "decisions/broken.parquet").write_text("rules: [1, 2]\n")
     try:
