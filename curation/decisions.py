@@ -11,6 +11,7 @@ with ties fewer. `drop_highest` mirrors it. So every rule resolves to inclusive 
 Scores are stored as float32, so bounds are compared as float32 too: a stored 0.07 satisfies `max: 0.07`.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -214,7 +215,9 @@ def decided(
 
 def summary(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
     """decisions/NAME.yaml without its name: the rules as given, their resolved values, and counts."""
-    result = outcome(scores, bounds)
+    found = reasons(scores, bounds)
+    made = masks(scores, found)
+    result = outcome_of(scores, found, made)
     kept, everything = result.kept, result.all
     rules: dict[str, Any] = {}
     for bound in bounds:
@@ -234,9 +237,20 @@ def summary(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
             "kept": kept[1],
             "dropped": round(everything[1] - kept[1], 6),
         },
+        "digest": _digest(scores, made),
         "gates": {
             name: result.total(result.has([r for r in result.reasons if r.text == f"gate:{name}"]))[0]
             for name in scores.gates
         },
         "rules": rules,
     }
+
+
+def digest(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
+    """What bounds say of every clip, in eight digits: others once clips came, went, or were scored anew with another
+    outcome."""
+    return _digest(scores, masks(scores, reasons(scores, bounds)))
+
+
+def _digest(scores: ScoreTable, made: np.ndarray) -> str:
+    return f"{zlib.crc32(made, zlib.crc32(scores.columns.us)):08x}"

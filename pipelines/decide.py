@@ -11,7 +11,7 @@ this package look at it alone. The YAML file is a copy that follows it.
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,6 +138,13 @@ def bounds_of(scores: ScoreTable, decision: dict[str, Any]) -> list[Bound]:
         low, high = resolved.get("min"), resolved.get("max")  # may have crossed where a share met a bound
         found.append(Bound(rule, low, high, measured.scored, measured.unscored))
     return found
+
+
+def outdated(scores: ScoreTable, bounds: Sequence[Bound], decision: dict[str, Any]) -> bool:
+    """Whether a decision's recorded bounds say something else of the clips of now than it recorded."""
+    if decision["clips"]["candidates"] != scores.clips:
+        return True
+    return decision.get("digest") not in (None, decisions.digest(scores, bounds))  # None: of an older clipmill
 
 
 def decide(dataset: str | Dataset, rules: Any, name: str) -> dict[str, Any]:

@@ -189,5 +189,6 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"clock": clock, "count": count, "percent": percent, "value": value, "score": score, "rule": rule_words}
+    found.filters |= {"clock": clock, "count": count, "percent": percent}
+    found.filters |= {"value": value, "score": score, "rule": rule_words}
     return found

@@ -23,7 +23,7 @@ from curation.score_table import ScoreTable
 from curation.statistics import PER_SOURCE, per_source, statistics
 from pipelines import figures
 from pipelines.dataset import Dataset
-from pipelines.decide import bounds_of, check_name, open_scores, read_decision, write_parquet
+from pipelines.decide import bounds_of, check_name, open_scores, outdated, read_decision, write_parquet
 
 # A list of numbers and nulls over several lines. JSON text holds no line break, so no string can match.
 _NUMBERS = re.compile(r"\[(\n(?:\s*(?:-?[\d.eE+-]+|null),?\s*)+\n\s*)\]")
@@ -78,7 +78,6 @@ def render(
             card |= {"rule": rule["rule"] if rule else None, "resolved": resolved}
             card["figure"] = figures.histogram(summary["histogram"], resolved) if "histogram" in summary else None
             cards.append(card)
-    stale = decision["clips"]["candidates"] != scores.clips
     kept, dropped = _kept_and_dropped(dataset, scores, bounds)
     return (
         figures.environment()
@@ -92,7 +91,8 @@ def render(
             funnel=rows,
             parts=figures.steps_of_share(rows),
             cards=cards,
-            stale=decision["clips"]["candidates"] if stale else None,
+            stale=outdated(scores, bounds, decision),
+            then=decision["clips"]["candidates"],
             now=scores.clips,
             kept=kept,
             dropped=dropped,

@@ -19,7 +19,7 @@ from curation.rules import Rules
 from curation.score_columns import spread
 from curation.score_table import ScoreTable, high_column, low_column, quote
 from pipelines.dataset import Dataset
-from pipelines.decide import bounds_of, names, open_scores, write_decision
+from pipelines.decide import bounds_of, names, open_scores, outdated, write_decision
 from pipelines.report import sources_of
 
 _MOST_OPEN = 8  # datasets whose scores are held in memory
@@ -34,6 +34,7 @@ class WhatIf:
     funnel: dict[str, Any]
     filters: list[dict[str, Any]]
     joint: dict[str, Any]
+    outdated: bool  # a recorded decision said something else of the clips, whose scores are others now
     shares: dict[str, tuple[float | None, float | None]]  # per score: % of the scored clips below and above its bounds
 
 
@@ -93,8 +94,10 @@ class OpenDataset:
             bounds = self.bounds(rules, recorded)
             result = decisions.outcome(self.scores, bounds)
             shares = {bound.rule.score: self._shares(bound) for bound in bounds}
+            old = recorded is not None and outdated(self.scores, bounds, recorded)
         found = statistics.funnel(self._intake, result)
-        return WhatIf(bounds, result, found, statistics.filters(result, bounds), statistics.joint(result), shares)
+        filters, joint = statistics.filters(result, bounds), statistics.joint(result)
+        return WhatIf(bounds, result, found, filters, joint, old, shares)
 
     def _shares(self, bound: Bound) -> tuple[float | None, float | None]:
         """What share of the scored clips, in percent, lies below and above a bound; a search in sorted values."""

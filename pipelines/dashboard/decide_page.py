@@ -121,18 +121,20 @@ class DecidePage:
         for name, card in self.cards.items():
             shares = self.what.shares.get(name, (None, None))
             card.show(bounds.get(name), drops.get(name), (summaries or {}).get(name), self.view.rule(name), shares)
-        self.note.text = self._note(clips)
+        self.note.text = self._note(clips, self.what.outdated)
         if self.saved.value != self.view.saved:
             self.saved.set_value(self.view.saved)
         self.export.set_enabled(self.view.saved is not None)
 
-    def _note(self, clips: int) -> str:
+    def _note(self, clips: int, outdated: bool) -> str:
         """What a person must know before exporting: that nothing is saved, or that the dataset has changed since."""
         if self.view.recorded is None:
             return "unsaved changes" if self.view.rules.rules else ""
         then = self.view.recorded["clips"]
-        if then["candidates"] == clips:
+        if not outdated:
             return ""
+        if then["candidates"] == clips:
+            return "saved when the clips had other scores; save again to decide on those of now"
         held, kept = figures.count(then["candidates"]), figures.count(then["kept"])
         return f"saved when there were {held} clips, of which it keeps {kept}; save again to include the rest"
 

@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser
 
@@ -99,6 +101,24 @@ def test_a_decision_older_than_the_dataset_is_said_to_be(root: Path, tmp_path: P
     (tmp_path / "later.parquet").rename(made / "clips/part-00001.parquet")
     write_report(str(made), "default")
     assert "when the dataset held 6 clips; it now holds 12" in (made / "report.html").read_text()
+
+
+def test_a_decision_on_scores_that_are_others_now_is_said_to_be(tmp_path: Path) -> None:
+    said = "other scores than when this decision was made"
+    made = make_dataset(tmp_path / "data", clips=12, media=False)
+    decide(str(made), RULES, "default")
+    write_report(str(made), "default")
+    assert said not in (made / "report.html").read_text()
+    for part in (made / "clips").iterdir():  # another model's scores: each clip has the one of its neighbour
+        table = pq.read_table(part)
+        moved = table["motion_coarse"].combine_chunks().take(pa.array([*range(1, len(table)), 0]))
+        place = table.column_names.index("motion_coarse")
+        pq.write_table(table.set_column(place, table.schema.field(place), moved), part)
+    write_report(str(made), "default")
+    assert said in (made / "report.html").read_text()
+    decide(str(made), RULES, "default")
+    write_report(str(made), "default")
+    assert said not in (made / "report.html").read_text()
 
 
 @pytest.mark.parametrize("clips", [0, 1])

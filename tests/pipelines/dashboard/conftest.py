@@ -59,7 +59,10 @@ def server(root: Path, others: Path) -> Iterator[str]:
     later = (grown / "clips/part-00001.parquet").rename(others / "later.parquet")
     decide(str(grown), {"motion.coarse": {"drop_lowest": "50%"}}, "default")
     later.rename(grown / "clips/part-00001.parquet")
-    names = ("empty", "single", "fresh", "older", "failing", "nan", "torn", "grown")
+    rescored = make_dataset(others / "rescored", clips=12)
+    decide(str(rescored), {"motion.coarse": {"drop_lowest": "50%"}}, "default")
+    make_dataset(rescored, clips=12, change=lambda i, row: row.update(motion_coarse=float(i % 5)))
+    names = ("empty", "single", "fresh", "older", "failing", "nan", "torn", "grown", "rescored")
     roots = [root, *(others / name for name in names)]
     with serving(*roots) as address:
         yield address

@@ -128,3 +128,9 @@ def test_a_decision_older_than_the_dataset_is_shown_as_it_was_recorded(page: Pag
     address = f"{server}/d/grown/download.parquet?decision=default"
     table = pq.read_table(pa.BufferReader(urllib.request.urlopen(address).read()))
     assert sum(table["keep"].to_pylist()) == kept_clips(page)
+
+
+def test_a_decision_on_scores_that_are_others_now_is_said_to_be(page: Page, server: str) -> None:
+    page.goto(f"{server}/d/rescored")
+    settled(page)
+    expect(page.get_by_text("saved when the clips had other scores; save again")).to_be_visible()
