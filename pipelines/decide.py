@@ -6,12 +6,13 @@
 
 The Parquet file is the decision: it appears whole, under one name, by one rename or upload, so that neither a full disk
 nor a kill nor two processes that save at once can mix the rules of one decision with the clips of another. Readers in
-this package look at it alone. The YAML file is a copy that follows it.
+this package look at it alone. The YAML file is a copy that follows it; it goes before the Parquet file is replaced, so
+that a kill in between leaves none, not one of another decision.
 """
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -169,7 +170,11 @@ def write_decision(dataset: Dataset, scores: ScoreTable, rules: Rules, name: str
     summary = {"name": name} | decisions.summary(scores, bounds)
     text = yaml.safe_dump(summary, sort_keys=False, allow_unicode=True).encode()
     table = decisions.TABLE.with_metadata({**decisions.TABLE.metadata, _RECORD: text})
-    write_parquet(dataset, f"decisions/{name}.parquet", table, decisions.decided(scores, bounds))
+    made = decisions.decided(scores, bounds)
+    write_parquet(
+        dataset, f"decisions/{name}.parquet", table, made,
+        ready=lambda: dataset.storage.remove(f"decisions/{name}.yaml"),
+    )  # fmt: skip
     _copy_record(dataset, name)
     return summary
 
@@ -185,8 +190,16 @@ def _copy_record(dataset: Dataset, name: str) -> None:
         written = text
 
 
-def write_parquet(dataset: Dataset, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+def write_parquet(
+    dataset: Dataset,
+    name: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    ready: Callable[[], None] = lambda: None,
+) -> None:
     """Stream record batches into one Parquet file of the dataset; a failure leaves what was there.
+
+    `ready` is called once the file is whole, just before it takes its name.
 
     For an object store the file is made on this machine and uploaded when it is whole: closing an upload half written
     would put the half in the place of what was there.
@@ -195,9 +208,11 @@ def write_parquet(dataset: Dataset, name: str, schema: pa.Schema, batches: Itera
     if storage.is_local:
         with storage.writing(name) as path:
             _stream(path, schema, batches)
+            ready()
         return
     with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
         _stream(file.name, schema, batches)
+        ready()
         storage.fs.put_file(file.name, storage.path(name))
 
 

@@ -101,6 +101,7 @@ def test_a_kill_between_the_two_files_leaves_the_new_decision(
         with pytest.raises(KeyboardInterrupt):
             decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "killed")
     assert decide_module.read_decision(Dataset(root), "killed")["clips"]["kept"] == len(kept(root, "killed")) == 0
+    assert not (root / "decisions/killed.yaml").exists()  # rather none than one of the decision before
     decide_module.decide(str(root), {"motion.coarse": {"min": 1e9}}, "killed")
     assert yaml.safe_load(files(root, "killed")[0])["clips"]["kept"] == 0
 
