@@ -253,4 +253,4 @@ def digest(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
 
 
 def _digest(scores: ScoreTable, made: np.ndarray) -> str:
-    return f"{zlib.crc32(made, zlib.crc32(scores.columns.us)):08x}"
+    return f"{zlib.crc32(made.data, zlib.crc32(scores.columns.us.data)):08x}"

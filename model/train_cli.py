@@ -61,7 +61,7 @@ def run_command(
     def act() -> None:
         loaded = load_config(config)
         if on_ray:
-            from model.training.launch import ray_train
+            from model.training.on_ray import ray_train
 
             ray_train(from_anywhere(loaded), workers=workers, gpus=gpus, address=address, retries=retries)
             return

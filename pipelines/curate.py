@@ -7,10 +7,8 @@ everything after them is a function of the dataset.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from curation.source import failed_row
@@ -18,7 +16,7 @@ from pipelines.commit import Committer, compact, duplicate_row, finish_compactio
 from pipelines.dataset import Dataset
 from pipelines.duplicates import near_duplicates_of
 from pipelines.inputs import InputError, find_duplicates, find_sources
-from pipelines.live import describe, told
+from pipelines.live import Progress, describe, told
 from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools, traceless
 from pipelines.spec import Spec
@@ -27,41 +25,6 @@ from pipelines.survey import Named, NoRoom, Survey, gather, survey
 
 class JobFailed(Exception):
     """The job cannot go on, though it can be continued later. One line for a person."""
-
-
-@dataclass
-class Progress:
-    """What a display shows while a job runs. Counts include what earlier runs of the job have done."""
-
-    sources: int = 0
-    sources_done: int = 0
-    earlier: int = 0  # of the sources done, those that an earlier run did
-    bytes: int = 0  # of the sources of this run
-    bytes_done: int = 0
-    clips: int = 0
-    video_s: float = 0.0  # of the sources finished in this run
-    failed: int = 0
-    waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources of this round that are not done
-    later: int = 0  # sources of the rounds to come
-    warnings: list[str] = field(default_factory=list)  # what models said: a batch that was halved
-    stage: str = "starting"
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed_s(self) -> float:
-        """Wall seconds of this run."""
-        return time.monotonic() - self.began
-
-    @property
-    def left_s(self) -> float | None:
-        """Wall seconds left, in proportion to the bytes of the sources (to their number where no size is known).
-        None before the first per cent."""
-        total, done = self.bytes, self.bytes_done
-        if not total:
-            total, done = self.sources - self.earlier, self.sources_done - self.earlier
-        if not done or done < 0.01 * total:
-            return None
-        return self.elapsed_s * (total - done) / done
 
 
 Show = Callable[[Progress], None]

@@ -1,4 +1,5 @@
-"""progress.json: where a running job is, for whoever looks at its dataset from elsewhere (the dashboard, a service).
+"""Where a running job is: `Progress` in its own process, and progress.json for whoever looks at its dataset from
+elsewhere (the dashboard, a service).
 
 The job's driver writes it every few seconds beside job.yaml, and removes it when the job is finished. A job that ended
 otherwise leaves it there: with the reason in `ended` when it could still say so, and with a `written` that stays behind
@@ -10,14 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from curation.storage import Storage
-
-if TYPE_CHECKING:
-    from pipelines.curate import Progress
 
 NAME = "progress.json"
 KEPT = "what is finished is kept"
@@ -25,6 +22,41 @@ KEPT = "what is finished is kept"
 EVERY_S = 2.0
 SILENT_S = 60.0  # without a word for so long, a job is taken for dead; clocks of two machines may differ by seconds
 _NEXT = 10
+
+
+@dataclass
+class Progress:
+    """What a display shows while a job runs. Counts include what earlier runs of the job have done."""
+
+    sources: int = 0
+    sources_done: int = 0
+    earlier: int = 0  # of the sources done, those that an earlier run did
+    bytes: int = 0  # of the sources of this run
+    bytes_done: int = 0
+    clips: int = 0
+    video_s: float = 0.0  # of the sources finished in this run
+    failed: int = 0
+    waiting: dict[str, None] = field(default_factory=dict)  # uris of the sources of this round that are not done
+    later: int = 0  # sources of the rounds to come
+    warnings: list[str] = field(default_factory=list)  # what models said: a batch that was halved
+    stage: str = "starting"
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall seconds of this run."""
+        return time.monotonic() - self.began
+
+    @property
+    def left_s(self) -> float | None:
+        """Wall seconds left, in proportion to the bytes of the sources (to their number where no size is known).
+        None before the first per cent."""
+        total, done = self.bytes, self.bytes_done
+        if not total:
+            total, done = self.sources - self.earlier, self.sources_done - self.earlier
+        if not done or done < 0.01 * total:
+            return None
+        return self.elapsed_s * (total - done) / done
 
 
 @dataclass(frozen=True)
@@ -55,7 +87,7 @@ class LiveJob:
         return self.ended is None and self.silent_s < SILENT_S
 
 
-def describe(progress: "Progress", ended: str | None = None) -> LiveJob:
+def describe(progress: Progress, ended: str | None = None) -> LiveJob:
     """A job's progress as others may see it."""
     return LiveJob(
         stage=progress.stage,

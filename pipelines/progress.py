@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from pipelines.commit import TIMINGS
-from pipelines.curate import Progress
+from pipelines.live import Progress
 
 _PLAIN_EVERY_S = 15.0
 

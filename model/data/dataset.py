@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,11 @@ from model.data.decode import CannotRead, read_clip, read_image
 from model.data.latents import read_latents
 from model.data.order import Batch, BatchPlan
 from model.data.randomness import Purpose, Streams
+from model.data.sample import TrainingSample
 from model.data.selection import SampleTable
 from model.data.shards import CAPTION_COLUMNS, MEDIA, SampleError, read_member
 
 _MAX_REPLACEMENTS = 8
-
-
-@dataclass
-class TrainingSample:
-    """One sample as the loader hands it over, before anything is encoded."""
-
-    ordinal: int
-    key: str
-    shard: str
-    fps: float
-    motion: float  # score; NaN where there is none
-    caption: str
-    elevation_deg: float
-    frames: np.ndarray | None  # RGB uint8 (T, H, W, 3); None for precomputed latents
-    mean: np.ndarray | None = None  # posterior of the latents, float32 (T, C, h, w)
-    std: np.ndarray | None = None
-    ends: np.ndarray | None = None  # first and last frame beside latents, RGB uint8 (2, H, W, 3)
-    replaced: tuple[str, ...] = field(default=())  # messages of the samples that could not be read
 
 
 @dataclass(frozen=True)

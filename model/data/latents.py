@@ -8,8 +8,6 @@ sample is drawn from the posterior again in every epoch. Crop and frames are fix
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -18,9 +16,7 @@ from torch import Tensor
 from model.conditioning.latents import Autoencoder
 from model.data.buckets import Bucket
 from model.data.decode import CannotRead
-
-if TYPE_CHECKING:
-    from model.data.dataset import TrainingSample
+from model.data.sample import TrainingSample
 
 NO_VARIANCE = -30.0  # logvar of an autoencoder without posterior: a standard deviation of 3e-7
 

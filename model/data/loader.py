@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from model.data.dataset import ClipDataset, TrainingSample
+from model.data.dataset import ClipDataset
 from model.data.order import micro_batches
+from model.data.sample import TrainingSample
 from model.data.shards import DataError
 
 _PR_SET_PDEATHSIG = 1

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.conditioning.conditioning import Conditioning, drop
 from model.conditioning.motion import DEFAULT, MotionBuckets
-from model.data.dataset import TrainingSample
 from model.data.latents import posterior
 from model.data.randomness import Purpose, Streams
+from model.data.sample import TrainingSample
 from model.diffusion.noise import LogNormal
 from model.tasks import image_to_video, interpolation, text_to_video
 from model.tasks.video_model import VideoModel

@@ -19,8 +19,8 @@ import torch
 
 from model.conditioning.latents import Autoencoder
 from model.data.buckets import Bucket
-from model.data.dataset import TrainingSample
 from model.data.latents import pack_latents, posterior
+from model.data.sample import TrainingSample
 from model.data.selection import SampleTable
 from model.data.shards import DataError, SampleError, read_member, reindex
 from model.training.config import StageConfig, TrainConfig

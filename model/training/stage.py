@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.data.dataset import TrainingSample
 from model.data.loader import load_batches
+from model.data.sample import TrainingSample
 from model.diffusion.loss import DiffusionLoss
 from model.key_layouts import is_temporal
 from model.tasks.camera_lora import add_lora

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.data.buckets import nearest_size
-from model.data.dataset import ClipDataset, Source, TrainingSample
+from model.data.dataset import ClipDataset, Source
+from model.data.sample import TrainingSample
 from model.data.selection import SampleTable, Wanted, select
 from model.tasks.image_to_video import ImageToVideo
 from model.tasks.interpolation import Interpolation

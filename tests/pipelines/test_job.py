@@ -18,8 +18,9 @@ import webdataset
 
 import pipelines.graph
 from pipelines.commit import seconds_close, without_timings
-from pipelines.curate import JobFailed, Progress, curate
+from pipelines.curate import JobFailed, curate
 from pipelines.dataset import Dataset
+from pipelines.live import Progress
 from pipelines.preflight import Pool
 from pipelines.spec import Spec, parse_spec
 from tests.bad_media import EXPECTED, write_bad_films

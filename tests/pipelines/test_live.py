@@ -8,8 +8,8 @@ import pytest
 
 import pipelines.curate
 from curation.storage import Storage
-from pipelines.curate import JobFailed, Progress, curate
-from pipelines.live import SILENT_S, describe, read_live, told
+from pipelines.curate import JobFailed, curate
+from pipelines.live import SILENT_S, Progress, describe, read_live, told
 from pipelines.spec import parse_spec
 
 

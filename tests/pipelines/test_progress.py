@@ -13,7 +13,8 @@ import pipelines.curate
 from curation.schema import SOURCES
 from curation.source import failed_row
 from pipelines.cli import main
-from pipelines.curate import JobFailed, Progress
+from pipelines.curate import JobFailed
+from pipelines.live import Progress
 from pipelines.progress import Display, duration, line, summary
 from tests.media import film
 
