@@ -138,7 +138,8 @@ def told(storage: Storage, describe_now: Callable[[str | None], LiveJob]) -> Ite
     try:
         yield
     except BaseException as error:
-        ended = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        told_to = isinstance(error, KeyboardInterrupt | SystemExit)  # Ctrl-C, or Ray's answer to a signal
+        ended = "interrupted" if told_to else str(error) or type(error).__name__
         raise
     finally:
         done.set()

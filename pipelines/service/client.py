@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from pipelines.inputs import absolute
+from pipelines.service.record import is_job_id
 from pipelines.spec import Spec
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
@@ -17,11 +18,18 @@ class ServiceError(Exception):
 
 
 class Client:
-    """The service at an address (default: $CLIPMILL_ADDRESS), with the token in $CLIPMILL_TOKEN if there is one."""
+    """The service at an address (default: $CLIPMILL_ADDRESS), with the token in $CLIPMILL_TOKEN if there is one.
+
+    Raises ServiceError, also where an address or a token cannot be one.
+    """
 
     def __init__(self, address: str | None = None, http: httpx.Client | None = None) -> None:
         self.address = (address or os.environ.get("CLIPMILL_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
-        token = os.environ.get("CLIPMILL_TOKEN")
+        if not self.address.startswith(("http://", "https://")):
+            raise ServiceError(f"{self.address!r} is no address of a service: write http://HOST:PORT or https://...")
+        token = os.environ.get("CLIPMILL_TOKEN", "")
+        if not (token.isascii() and token.isprintable()):
+            raise ServiceError("CLIPMILL_TOKEN: not a token; set it to what `clipmill token make` printed")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = http or httpx.Client(base_url=self.address, timeout=60.0)
         self._http.headers.update(headers)
@@ -39,31 +47,31 @@ class Client:
 
     def job(self, job: str) -> dict[str, Any]:
         """One job (`routes.JobWithSpec`)."""
-        return dict(self._ask("GET", f"/api/jobs/{job}"))
+        return dict(self._ask("GET", f"/api/jobs/{_segment(job)}"))
 
     def progress(self, job: str) -> dict[str, Any]:
         """Where a job is (`routes.ProgressOut`)."""
-        return dict(self._ask("GET", f"/api/jobs/{job}/progress"))
+        return dict(self._ask("GET", f"/api/jobs/{_segment(job)}/progress"))
 
     def cancel(self, job: str) -> dict[str, Any]:
         """Stop a job."""
-        return dict(self._ask("POST", f"/api/jobs/{job}/cancel"))
+        return dict(self._ask("POST", f"/api/jobs/{_segment(job)}/cancel"))
 
     def resume(self, job: str) -> dict[str, Any]:
         """Carry a job on."""
-        return dict(self._ask("POST", f"/api/jobs/{job}/resume"))
+        return dict(self._ask("POST", f"/api/jobs/{_segment(job)}/resume"))
 
     def delete(self, job: str) -> None:
         """Delete an ended job and its dataset."""
-        self._ask("DELETE", f"/api/jobs/{job}")
+        self._ask("DELETE", f"/api/jobs/{_segment(job)}")
 
     def logs(self, job: str) -> str:
         """What a job has printed."""
-        return "".join(self._stream(f"/api/jobs/{job}/logs"))
+        return "".join(self._stream(f"/api/jobs/{_segment(job)}/logs"))
 
     def follow(self, job: str) -> Iterator[str]:
         """What a job prints, until it ends."""
-        return self._stream(f"/api/jobs/{job}/logs?follow=true")
+        return self._stream(f"/api/jobs/{_segment(job)}/logs?follow=true")
 
     def _ask(self, method: str, path: str, **body: Any) -> Any:
         try:
@@ -99,3 +107,10 @@ class Client:
             way_out = "set SSL_CERT_FILE to the PEM file of the certificate, or of the authority that signed it"
             return ServiceError(f"service at {self.address}: its certificate is not trusted ({why}); {way_out}")
         return ServiceError(f"service at {self.address}: {said}; start it with `clipmill serve`, or use --ray")
+
+
+def _segment(job: str) -> str:
+    """A job's name as one part of a path: `..` would be taken for a way up."""
+    if not is_job_id(job):
+        raise ServiceError(f"no job is called {job!r}")
+    return job

@@ -194,10 +194,9 @@ class Jobs:
             self._ray.forget(now_.record.ray_id)
 
     def progress(self, job: str) -> tuple[LiveJob | None, Tally]:
-        """Where a job is (None: it does not run) and what its dataset holds. Raises JobError."""
-        found = self.get(job)
-        live = None if found.state in ENDED or found.state == "queued" else read_live(self.storage(job))
-        return live, self.tallies.of(Dataset(self.storage(job).root))
+        """What a job last said of itself, be it running or not, and what its dataset holds. Raises JobError."""
+        self.get(job)
+        return read_live(self.storage(job)), self.tallies.of(Dataset(self.storage(job).root))
 
     def logs(self, job: str) -> str:
         """What a job has printed, all attempts. Raises JobError."""

@@ -213,9 +213,11 @@ def api(jobs: Jobs) -> APIRouter:
 
 
 def progress_of(jobs: Jobs, job: str) -> ProgressOut:
-    """A job's progress: its own word while it runs, its dataset otherwise. Raises JobError."""
+    """A job's progress: its own word while it runs, its dataset otherwise. How many videos there are in all it has
+    said before it was stopped or killed, too. Raises JobError."""
     state = jobs.get(job).state
-    live, tally = jobs.progress(job)
+    said, tally = jobs.progress(job)
+    live = said if said and said.running and state in ("starting", "running", "stopping") else None
     rate = clips_rate = None
     if live is not None and live.elapsed_s:
         rate = round(live.video_s / live.elapsed_s, 3)
@@ -224,7 +226,7 @@ def progress_of(jobs: Jobs, job: str) -> ProgressOut:
     return ProgressOut(
         state=state,
         stage=live.stage if live else None,
-        sources=live.sources if live else tally.sources_done if state == "succeeded" else None,
+        sources=tally.sources_done if state == "succeeded" else said.sources if said else None,
         sources_done=done,
         failed=max(live.failed if live else 0, tally.sources["failed"]),
         duplicates=tally.sources["duplicate"],

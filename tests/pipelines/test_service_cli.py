@@ -1,6 +1,9 @@
 """`clipmill submit|list|status|logs|stop|resume` speak to the service. Ray obeys the test."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,9 @@ from click.testing import CliRunner, Result
 
 from curation.input_policy import InputPolicy
 from pipelines.cli import main
+from pipelines.live import SILENT_S, Progress, describe, read_live, told
 from pipelines.service.jobs import Jobs
+from pipelines.service.routes import progress_of
 from pipelines.service.tokens import TokenStore
 from tests.pipelines.fake_ray import FakeRay
 from tests.pipelines.test_service_page import serving
@@ -76,7 +81,46 @@ def test_what_the_service_refuses_is_one_line(jobs: Jobs, tmp_path: Path, monkey
     assert "no job is called 'nosuchjob'" in refused("logs", "nosuchjob")
     assert "has not ended" not in refused("resume", "nosuchjob")
     assert "goes with --ray" in refused("submit", "job.yaml", "--installed")
+    for name in ("../jobs", "a/b", "a b", "..", "ä"):
+        assert f"no job is called {name!r}" in refused("logs", name)
+    for token in ("cm_two\nlines", "cm_tökén"):
+        monkeypatch.setenv("CLIPMILL_TOKEN", token)
+        assert "set it to what `clipmill token make` printed" in refused("list")
     monkeypatch.setenv("CLIPMILL_TOKEN", "cm_wrong")
     assert "the token is wrong, has expired or was revoked" in refused("list")
     monkeypatch.setenv("CLIPMILL_ADDRESS", "http://127.0.0.1:9")
     assert "start it with `clipmill serve`, or use --ray" in refused("list")
+    monkeypatch.setenv("CLIPMILL_ADDRESS", "127.0.0.1:8080")
+    assert "write http://HOST:PORT" in refused("list")
+
+
+def test_a_stopped_job_says_how_many_videos_there_are(jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\noutput: one\nscores: {text: off}\n")
+    clipmill("submit", "job.yaml")
+    jobs.tick()
+    jobs.tick()
+    storage = jobs.storage("one")
+    with pytest.raises(SystemExit), told(storage, partial(describe, Progress(sources=10, sources_done=4, clips=12))):
+        raise SystemExit(15)  # what a driver is ended by when Ray stops its job
+    ended = read_live(storage)
+    assert ended is not None
+    assert ended.ended == "interrupted"
+    clipmill("stop", "one")
+    jobs.tick()
+    jobs.tick()
+    again = Jobs(str(tmp_path / "data"), jobs.ray, jobs.policy)  # a service that was started again
+    for each in (jobs, again):
+        progress = progress_of(each, "one")
+        assert (progress.state, progress.stage, progress.sources, progress.left_s) == ("cancelled", None, 10, None)
+
+
+def test_a_job_that_starts_again_does_not_show_what_its_killed_driver_said(jobs: Jobs, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("input: {uris: films}\noutput: one\nscores: {text: off}\n")
+    clipmill("submit", "job.yaml")
+    jobs.tick()
+    jobs.tick()
+    killed = describe(Progress(sources=10, sources_done=4, stage="curating"))
+    for silent_s, stage in ((0.0, "curating"), (2 * SILENT_S, None)):
+        said = asdict(replace(killed, written=killed.written - silent_s))
+        jobs.storage("one").write("progress.json", json.dumps(said).encode())
+        assert progress_of(jobs, "one").stage == stage
