@@ -5,6 +5,8 @@ bytes and in number, and frames are asked for a few clips at a time. Whatever is
 `sources/`; nothing but a mistake in this program raises.
 """
 
+import os
+import stat
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -259,6 +261,10 @@ class _Clock:
 def _identify(path: str | Path) -> dict[str, Any]:
     """Size and content hash. Raises CannotDecode in the words of `probe` when the file cannot be read."""
     try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind):  # to open a pipe would wait for whoever writes to it
+            what = "a folder" if stat.S_ISDIR(kind) else "a pipe, a socket or a device"
+            raise CannotDecode("not_a_file", f"{path}: is {what}")
         with open(path, "rb") as file:
             size = file.seek(0, 2)
             known: dict[str, Any] = {"size_bytes": size}
@@ -267,8 +273,6 @@ def _identify(path: str | Path) -> dict[str, Any]:
             return known
     except FileNotFoundError as error:
         raise CannotDecode("missing", f"{path}: no such file") from error
-    except IsADirectoryError as error:
-        raise CannotDecode("not_a_file", f"{path}: is a folder") from error
     except OSError as error:
         raise CannotDecode("unreadable", f"{path}: {error.strerror or error}") from error
 

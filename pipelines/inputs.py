@@ -223,6 +223,8 @@ def _column_of_parquet(file: IO[bytes], uri: str, column: str) -> Iterator[pa.Ar
 def _place_of(column: str, columns: list[str], uri: str) -> int:
     if column not in columns:
         raise InputError(f"input: {uri}: no column {column!r}; columns: {', '.join(columns)} (set input.column)")
+    if columns.count(column) > 1:
+        raise InputError(f"input: {uri}: more than one column is called {column!r}; rename the others")
     return columns.index(column)
 
 

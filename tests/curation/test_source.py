@@ -155,6 +155,12 @@ def test_a_missing_file_and_a_folder_are_rows(tmp_path: Path) -> None:
     assert run(tmp_path / "folder.mp4")[1]["reason"] == "not_a_file"
 
 
+def test_a_pipe_is_a_row_and_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    monkeypatch.setattr("builtins.open", lambda path, mode: pytest.fail("nobody ever writes to it"))
+    assert run(tmp_path / "pipe.mp4")[1]["reason"] == "not_a_file"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read the file")
 def test_an_unreadable_file_is_a_row(tmp_path: Path) -> None:
     secret = tmp_path / "secret.mp4"

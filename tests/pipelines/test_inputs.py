@@ -198,3 +198,9 @@ def test_names_that_are_not_unicode_are_named_by_any_input(tmp_path: Path) -> No
     for uri in (folder, folder / "*.mp4", folder / "list.csv", expected[0].uri, tmp_path):
         assert found(local_uri(str(uri))) == expected
     assert found(str(folder), exclude=str(folder)) == []
+
+
+def test_a_list_with_the_column_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,uri\na.mp4,b.mp4\n")
+    with pytest.raises(InputError, match=r"list\.csv: more than one column is called 'uri'"):
+        list(find_sources([str(tmp_path / "list.csv")]))
