@@ -35,12 +35,15 @@ def export_stage(trainer: StageTrainer, destination: Path) -> Path:
     with averaged, torch.no_grad():
         weights = {name: _whole(p) for name, p in trainer.model.unet.named_parameters() if _wanted(trainer, p)}
         if trainer.ranks.first:
-            partial = destination.with_name(f".{destination.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
+            partial, leaving = (destination.with_name(f".{destination.name}.{kind}") for kind in ("partial", "old"))
+            for leftover in (partial, leaving):
+                shutil.rmtree(leftover, ignore_errors=True)
             try:
                 _save(trainer, weights, partial)
-                shutil.rmtree(destination, ignore_errors=True)
+                if destination.exists():  # renamed first, so that a kill leaves no half of a result under its name
+                    destination.rename(leaving)
                 partial.rename(destination)
+                shutil.rmtree(leaving, ignore_errors=True)
             except (OSError, SafetensorError, CheckpointError) as error:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise CheckpointProblem(

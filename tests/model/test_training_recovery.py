@@ -15,6 +15,7 @@ import pytest
 
 from model.data.selection import SampleTable
 from model.data.shards import DataError
+from model.tasks import VideoModel
 from model.training.checkpoint import Checkpointer, CheckpointProblem, path_of, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError, parse_config
@@ -145,6 +146,21 @@ def test_a_full_disk_while_the_result_is_written_leaves_the_checkpoints(output: 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in sorted((output / "01-a").iterdir())] == ["checkpoints", "metrics.jsonl", "tensorboard"]
     assert run(config).is_dir()
+
+
+def test_a_kill_while_an_earlier_result_is_replaced_leaves_no_half_of_it(
+    output: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, **_: Any) -> None:
+        if (path / "unet").is_dir():
+            (path / "unet" / "config.json").unlink()
+            raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr("model.training.export.shutil.rmtree", killed)
+        with pytest.raises(SystemExit):
+            run(_config(output, shards, steps=3))
+    assert VideoModel.load(run(_config(output, shards, steps=3)))
 
 
 def test_half_a_checkpoint_is_never_taken_for_one(output: Path, shards: Path) -> None:
