@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,28 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
     try:
         yield ray.cluster_resources().get("CPU", 0.0)
     finally:
+        end()
+
+
+def end(patience_s: float = 60.0) -> None:
+    """End the Ray that this process started, or its connection.
+
+    Ray says goodbye to its server by a call without a deadline, and once, on a busy machine, waited for ever for an
+    answer that did not come. So after `patience_s` the processes that were started here are killed: the call fails
+    then, and Ray goes on ending.
+    """
+    import ray
+    from ray._private import worker
+
+    if worker._global_node is None:
+        return
+    guard = threading.Timer(patience_s, worker._global_node.kill_all_processes, kwargs={"check_alive": False})
+    guard.daemon = True
+    guard.start()
+    try:
         ray.shutdown()
+    finally:
+        guard.cancel()
 
 
 def start(cpus: int, attempts: int = 3, **options: Any) -> None:

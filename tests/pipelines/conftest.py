@@ -43,7 +43,7 @@ def ray_cluster() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    from pipelines.cluster import start
+    from pipelines.cluster import end, start
 
     for attempt in range(5):  # with a port of its own each time: a dashboard that came up late keeps the one before
         dashboard_port = free_port()
@@ -55,7 +55,7 @@ def ray_cluster() -> Iterator[Cluster]:
                 raise
     address = ray.get_runtime_context().gcs_address
     yield Cluster(f"http://127.0.0.1:{dashboard_port}", s3_port, address)
-    ray.shutdown()
+    end()
 
 
 class Faults:
