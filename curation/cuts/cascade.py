@@ -296,14 +296,15 @@ def _merged(found: list[tuple[Boundary, float]], run: Run) -> list[tuple[Boundar
 
 
 def _outdoes(run: Run, *two: Boundary) -> bool:
-    """Whether one of two is a hard cut that changes more than the whole gradual transition beside it: no piece of it.
-
-    As where a title comes up before a cut.
+    """Whether one of two is a hard cut that changes more than the gradual transition beside it ever does, and so is no
+    piece of it: as where a title comes up before a cut.
     """
     hard, gradual = sorted(two, key=lambda boundary: boundary.kind == "gradual")
     if gradual.kind == hard.kind or not hard.lone:
         return False
-    return bool(run.steps[hard.before] > plain_steps(run.thumbs[[gradual.before, gradual.after]])[0])
+    pure, *mixed = run.thumbs[gradual.before : gradual.after + 1]
+    changed = max(plain_steps(np.stack([pure, one]))[0] for one in mixed)  # not at its end: a fade comes back
+    return bool(run.steps[hard.before] > changed)
 
 
 def _at_largest_step(info: VideoInfo, cut: Cut, before: int, seen: dict[int, np.ndarray]) -> Cut:
