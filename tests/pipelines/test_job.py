@@ -191,14 +191,16 @@ def test_sources_that_kill_or_hang_their_process_cost_only_themselves(
 
 
 class SlowActor:
-    """A stage that takes longer than the ones before it, and marks whose process has worked."""
+    """A stage that marks whose process has worked, and is at it until a second one works, too."""
 
     def __init__(self, folder: str, *_: Any) -> None:
-        self._mark = Path(folder) / str(os.getpid())
+        self._folder = Path(folder)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        self._mark.touch()
-        time.sleep(1.0)  # the work
+        (self._folder / str(os.getpid())).touch()
+        patience = time.monotonic() + 60
+        while len(list(self._folder.iterdir())) < 2 and time.monotonic() < patience:
+            time.sleep(0.1)
         yield batch
 
 
