@@ -11,7 +11,6 @@ with ties fewer. `drop_highest` mirrors it. So every rule resolves to inclusive 
 Scores are stored as float32, so bounds are compared as float32 too: a stored 0.07 satisfies `max: 0.07`.
 """
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -247,10 +246,35 @@ def summary(scores: ScoreTable, bounds: Sequence[Bound]) -> dict[str, Any]:
 
 
 def digest(scores: ScoreTable, bounds: Sequence[Bound]) -> str:
-    """What bounds say of every clip, in eight digits: others once clips came, went, or were scored anew with another
-    outcome."""
+    """What bounds say of every clip, in 16 digits: others once clips came, went, or were scored anew with another
+    outcome; the same in whatever order and files the rows are."""
     return _digest(scores, masks(scores, reasons(scores, bounds)))
 
 
 def _digest(scores: ScoreTable, made: np.ndarray) -> str:
-    return f"{zlib.crc32(made.data, zlib.crc32(scores.columns.us.data)):08x}"
+    numbers = scores.once("clip numbers", lambda: _clip_numbers(scores))
+
+    def said(block: slice) -> int:
+        mixed = numbers[block] + made[block].astype(np.uint64) * _ODD
+        mixed ^= mixed >> np.uint64(32)
+        mixed *= _ODD
+        mixed ^= mixed >> np.uint64(29)
+        return int(mixed.sum(dtype=np.uint64))
+
+    return f"{sum(over_blocks(scores.clips, said)) % (1 << 64):016x}"
+
+
+_ODD = np.uint64(
+    0x9E3779B97F4A7C15
+)  # 2^64 over the golden ratio: every bit of what it multiplies reaches the high ones
+
+
+def _clip_numbers(scores: ScoreTable) -> np.ndarray:
+    """Half of each clip's id as a number: (clips,) uint64."""
+    numbers = np.empty(scores.clips, np.uint64)
+    for rows, table in scores.stream(["clip_id"]):
+        halves = pc.binary_slice(pc.ascii_rpad(table["clip_id"], 16).cast(pa.binary()), 0, 16)
+        halves = halves.combine_chunks().cast(pa.binary(16))
+        words = np.frombuffer(halves.buffers()[1], np.uint64).reshape(-1, 2)[halves.offset :][: len(halves)]
+        numbers[rows] = words[:, 0] ^ words[:, 1] * _ODD
+    return numbers

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -17,6 +18,17 @@ from curation.location import file_system
 
 TEMPORARY_PREFIX = ".tmp-"
 """Names that a killed writer may leave behind; no reader looks at them and `remove_leftovers` deletes them."""
+
+_STAMP = (
+    "size",
+    "mtime",
+    "created",
+    "LastModified",
+    "ETag",
+    "updated",
+    "etag",
+    "last_modified",
+)  # as file systems call them
 
 
 class Storage:
@@ -112,14 +124,21 @@ class Storage:
 
     def list(self, folder: str) -> list[str]:
         """Names of the files directly inside `folder`, sorted, without temporary ones; none when it does not exist."""
+        return list(self.stamps(folder))
+
+    def stamps(self, folder: str) -> dict[str, tuple[Any, ...]]:
+        """The files of `list`, each with what is different when it is replaced."""
         self.fs.invalidate_cache()
         try:
             with self._faults(folder):
                 entries = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
-            return []
-        names = [str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "file"]
-        return sorted(name for name in names if name and not name.startswith(TEMPORARY_PREFIX))
+            return {}
+        found = {
+            str(entry["name"]).rstrip("/").rpartition("/")[2]: tuple(entry.get(key) for key in _STAMP)
+            for entry in entries if entry["type"] == "file"
+        }  # fmt: skip
+        return {name: found[name] for name in sorted(found) if name and not name.startswith(TEMPORARY_PREFIX)}
 
     def rename(self, old: str, new: str) -> None:
         """Move a file, replacing what is there. Atomic on a local file system; copy and delete on an object store."""

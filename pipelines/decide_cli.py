@@ -15,7 +15,15 @@ from curation.rules import RulesError, parse_rules
 from curation.score_table import SchemaError
 from pipelines.ablate import ablate
 from pipelines.dataset import Dataset
-from pipelines.decide import DatasetError, check_name, open_scores, write_decision
+from pipelines.decide import (
+    DatasetError,
+    bounds_of,
+    check_name,
+    open_scores,
+    outdated,
+    read_decision,
+    write_decision,
+)
 from pipelines.diff import diff
 from pipelines.export import export
 from pipelines.figures import clock, count, percent, rule_words, value
@@ -109,6 +117,12 @@ def as_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _is_outdated(dataset: Dataset, name: str) -> bool:
+    decision = read_decision(dataset, name)
+    scores = open_scores(dataset)
+    return outdated(scores, bounds_of(scores, decision), decision)
+
+
 @click.command("export")
 @click.argument("dataset")
 @click.option("--decision", "name", default="default", show_default=True)
@@ -126,7 +140,14 @@ def export_command(dataset: str, name: str, shard_size: str, shard_clips: int, v
         size = size_bytes(shard_size)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--shard-size") from None
-    made = export(dataset, name, shard_bytes=size, shard_clips=shard_clips, verify=verify)
+    where = Dataset(dataset)
+    if _is_outdated(where, name):
+        click.echo(
+            f"warning: the dataset has other clips or scores than when decision {name!r} was made; this exports what "
+            "was decided then. `clipmill decide` again to decide on those of now",
+            err=True,
+        )
+    made = export(where, name, shard_bytes=size, shard_clips=shard_clips, verify=verify)
     shards = len(made["shardlist"])
     click.echo(
         f"{dataset}/shards/{name}: {count(shards)} shard{'s' * (shards != 1)}, {count(made['clips'])} clips, "

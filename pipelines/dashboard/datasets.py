@@ -46,7 +46,7 @@ class OpenDataset:
         self.dataset = dataset
         self._lock = threading.RLock()
         self._table: ScoreTable | None = None
-        self._files: list[str] = []
+        self._files: dict[str, tuple[Any, ...]] = {}
         self._intake: list[dict[str, Any]] = []
 
     @property
@@ -59,15 +59,20 @@ class OpenDataset:
         with self._lock:
             if self._table is not None:
                 self._table.con.close()
-            self._table, self._files = None, []
+            self._table, self._files = None, {}
 
     def decisions(self) -> list[str]:
         """Names of the decisions there are."""
         return names(self.dataset)
 
-    def files(self) -> list[str]:
-        """The Parquet files there are now; they change while a job runs."""
-        return [f"{folder}/{part}" for folder in ("clips", "sources") for part in self.dataset.part_files(folder)]
+    def files(self) -> dict[str, tuple[Any, ...]]:
+        """The Parquet files there are now, each with what is different once it is replaced; they change while a job
+        runs."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for folder in ("clips", "sources"):
+            stamps = self.dataset.storage.stamps(folder)
+            found |= {f"{folder}/{part}": stamps.get(part, ()) for part in self.dataset.part_files(folder)}
+        return found
 
     @property
     def scores(self) -> ScoreTable:
@@ -76,7 +81,7 @@ class OpenDataset:
         return table if table is not None else self.reopen()
 
     def reopen(self) -> ScoreTable:
-        """Open the scores anew if the dataset has grown. Raises DatasetError or SchemaError."""
+        """Open the scores anew if the dataset has changed. Raises DatasetError or SchemaError."""
         with self._lock:
             files = self.files()
             if self._table is None or files != self._files:

@@ -20,7 +20,7 @@ from pipelines.cli import main
 from pipelines.dataset import Dataset
 from pipelines.decide import open_scores
 from pipelines.diff import diff
-from tests.synthetic import make_dataset
+from tests.synthetic import exchange_scores, make_dataset
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +237,18 @@ def test_export_and_report_print_where_they_wrote(root: Path, rules: Path) -> No
     assert done.exit_code == 0
     assert f"{root}/shards/default: " in done.output
     assert run("report", root).output == f"{root}/report.html\n"
+
+
+def test_an_export_of_a_decision_on_other_scores_warns(tmp_path: Path, rules: Path) -> None:
+    made = make_dataset(tmp_path / "data", clips=12)
+    run("decide", made, "--rules", rules)
+    assert run("export", made).stderr == ""
+    exchange_scores(made)
+    done = run("export", made)
+    assert done.exit_code == 0
+    assert done.stderr.startswith("warning: the dataset has other clips or scores than when decision 'default' was")
+    run("decide", made, "--rules", rules)
+    assert run("export", made).stderr == ""
 
 
 def test_an_export_of_nothing_warns(root: Path) -> None:

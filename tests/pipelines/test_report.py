@@ -5,8 +5,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser
 
@@ -14,7 +12,7 @@ from curation import schema
 from pipelines.decide import decide
 from pipelines.figures import clock, histogram, percent
 from pipelines.report import as_json, write_report
-from tests.synthetic import make_dataset
+from tests.synthetic import exchange_scores, make_dataset
 
 RULES: dict[str, Any] = {"motion.coarse": {"drop_lowest": "25%"}, "text_area": {"max": 0.07}}
 ATTACK = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
@@ -109,11 +107,7 @@ def test_a_decision_on_scores_that_are_others_now_is_said_to_be(tmp_path: Path) 
     decide(str(made), RULES, "default")
     write_report(str(made), "default")
     assert said not in (made / "report.html").read_text()
-    for part in (made / "clips").iterdir():  # another model's scores: each clip has the one of its neighbour
-        table = pq.read_table(part)
-        moved = table["motion_coarse"].combine_chunks().take(pa.array([*range(1, len(table)), 0]))
-        place = table.column_names.index("motion_coarse")
-        pq.write_table(table.set_column(place, table.schema.field(place), moved), part)
+    exchange_scores(made)
     write_report(str(made), "default")
     assert said in (made / "report.html").read_text()
     decide(str(made), RULES, "default")
