@@ -41,6 +41,7 @@ def ray_cluster() -> Iterator[Cluster]:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ |= {"RAY_metrics_report_interval_ms": "1000"}  # not 10 s, for which the tests of metrics would wait
     import ray
 
     from pipelines.cluster import end, start
