@@ -38,7 +38,10 @@ def train() -> None:
 @train.command("run")
 @click.argument("config", type=click.Path(dir_okay=False))
 @click.option("--ray", "on_ray", is_flag=True, help="Run on a Ray cluster with Ray Train.")
-@click.option("--address", help="Ray cluster; default: the one in RAY_ADDRESS, else this machine.")
+@click.option(
+    "--address",
+    help="Ray cluster; default: the one in RAY_ADDRESS, else one that runs on this machine, else one started for it.",
+)
 @click.option("--workers", default=1, show_default=True, help="Ranks on the Ray cluster.")
 @click.option("--gpus/--no-gpus", default=False, help="One GPU for each of them.")
 @click.option(
@@ -154,6 +157,8 @@ def export_command(config: str, stage_name: str | None, step: int | None, output
 
 def _explained(act: Any) -> None:
     """Run, and turn the failures that a person can mend into one sentence."""
+    import torch
+
     from model.checkpoints import CheckpointError
     from model.data.shards import DataError
     from model.tasks.description import ModelDirectoryError
@@ -169,6 +174,11 @@ def _explained(act: Any) -> None:
         act()
     except known as error:
         raise click.ClickException(str(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise click.ClickException(
+            f"{str(error).splitlines()[0]} With compute.micro_batch: 1, compute.checkpointing: full, a smaller "
+            "compute.encode_chunk or more ranks, the run goes on from its last checkpoint"
+        ) from error
     except OSError as error:  # a full disk, rights, a server that is gone
         raise click.ClickException(f"{error.filename or ''}: {error.strerror or error}".lstrip(": ")) from error
     except Interrupted as error:

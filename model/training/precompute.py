@@ -12,6 +12,9 @@ import json
 import logging
 import os
 import tarfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,7 @@ from model.data.buckets import Bucket
 from model.data.latents import pack_latents, posterior
 from model.data.sample import TrainingSample
 from model.data.selection import SampleTable
-from model.data.shards import DataError, SampleError, read_member, reindex
+from model.data.shards import DataError, SampleError, Shard, read_member, scan_tar, write_index
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError
 from model.training.stage_data import StageData, stage_data
@@ -67,27 +70,37 @@ def precompute(config: TrainConfig, stage_name: str | None, output: str) -> str:
         if final.exists():
             skipped += 1
             continue
-        partial = final.with_suffix(".tar.tmp")
-        with tarfile.open(partial, "w") as tar:  # pax, which has room for keys of any length
-            for sample in members[shards == number]:
-                source = source_of[int(sample)]
-                try:
-                    # The draws of a sample are those of its number: the same crop and frames in every run.
-                    read = data.dataset.read(source, int(sample), int(sample))
-                except SampleError as error:
-                    log.warning("left out: %s", error)
-                    failed += 1
-                    continue
-                meta = _meta(data, int(sample), read, source.bucket)
-                _add(tar, read, _encoded(read, model.autoencoder, device, config), meta)
-                made += 1
-            empty = not tar.getmembers()
-        if empty:  # no shard of latents is one without samples
-            partial.unlink()
-            continue
-        partial.rename(final)
-        reindex(str(final))
+        with _partial(final) as partial:
+            with tarfile.open(partial, "w") as tar:  # pax, which has room for keys of any length
+                for sample in members[shards == number]:
+                    source = source_of[int(sample)]
+                    try:
+                        # The draws of a sample are those of its number: the same crop and frames in every run.
+                        read = data.dataset.read(source, int(sample), int(sample))
+                    except SampleError as error:
+                        log.warning("left out: %s", error)
+                        failed += 1
+                        continue
+                    meta = _meta(data, int(sample), read, source.bucket)
+                    _add(tar, read, _encoded(read, model.autoencoder, device, config), meta)
+                    made += 1
+                empty = not tar.getmembers()
+            if empty:  # no shard of latents is one without samples
+                continue
+            write_index(Shard(str(final), partial.stat().st_size, scan_tar(str(partial))))
+            partial.rename(final)  # last, so that no shard is without its index
     return f"{made} clips encoded into {folder}, {skipped} shards were there already, {failed} clips could not be read"
+
+
+@contextmanager
+def _partial(final: Path) -> Iterator[Path]:
+    """Where to write a shard before it is complete. A name of its own: processes started without RANK work on the
+    same shards, and must not write into each other's files."""
+    path = final.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _refuse_latents(table: SampleTable, members: np.ndarray) -> None:

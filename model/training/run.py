@@ -189,7 +189,9 @@ def memory_of(config: TrainConfig, stage: StageConfig, model: VideoModel, ranks:
     factor = model.autoencoder.factor
     tokens = {"text_to_video": 77, "interpolation": 2}.get(stage.task, 1)
     shape = Shape(config.compute.micro_batch, stage.frames, stage.height // factor, stage.width // factor, tokens)
-    share = 0.01 if stage.lora is not None else 1.0
+    parameters = {name: p.numel() for name, p in model.unet.named_parameters()}
+    trained = sum(size for name, size in parameters.items() if is_trained(stage, name))
+    share = 0.01 if stage.lora is not None else trained / sum(parameters.values())
     return estimate_memory(
         model.unet.config, shape, config.compute, ranks=ranks, trained_share=share, ema=stage.ema_decay > 0
     )

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from click.testing import CliRunner
 
 from model.data.selection import SampleTable
 from model.data.shards import DataError
 from model.tasks import VideoModel
+from model.train_cli import train
+from model.training import precompute as precompute_module
 from model.training.checkpoint import Checkpointer, CheckpointProblem, path_of, steps_in
 from model.training.config import StageConfig, TrainConfig
 from model.training.config_file import ConfigError, parse_config
 from model.training.precompute import precompute
-from model.training.run import run
+from model.training.run import memory_of, run
+from model.training.starting_point import starting_point
 from tests.model.training_shards import clip, make_shards, write_shard
 
 pytestmark = pytest.mark.timeout(1500)
@@ -245,3 +250,61 @@ def test_a_shard_without_a_readable_clip_gives_no_shard_of_latents(tmp_path: Pat
     assert "1 clips encoded" in precompute(config, None, str(latents))
     assert [path.name for path in latents.glob("*.tar*")] == ["000001.tar"]
     run(replace(config, data=replace(config.data, shards=(str(latents),))))
+
+
+def test_two_processes_that_encode_the_same_shard_do_not_write_into_one_file(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `srun` starts them: without RANK. The second begins, and ends, while the first is at its second clip."""
+    config = _config(tmp_path / "run", shards)
+    precompute(config, None, str(tmp_path / "alone"))
+    add, others = precompute_module._add, []
+
+    def add_while_another_works(*args: Any) -> None:
+        if not others:
+            others.append(None)
+            precompute(config, None, str(tmp_path / "both"))
+        add(*args)
+
+    monkeypatch.setattr(precompute_module, "_add", add_while_another_works)
+    precompute(config, None, str(tmp_path / "both"))
+    names = sorted(path.name for path in (tmp_path / "alone").iterdir())
+    assert sorted(path.name for path in (tmp_path / "both").iterdir()) == names
+    tar = "000000.tar"
+    assert (tmp_path / "both" / tar).read_bytes() == (tmp_path / "alone" / tar).read_bytes()
+
+
+def test_a_shard_of_latents_never_stands_there_without_its_index(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(precompute_module, "write_index", killed)
+    with pytest.raises(KeyboardInterrupt):
+        precompute(_config(tmp_path / "run", shards), None, str(tmp_path / "latents"))
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["latents.json"]
+
+
+def test_memory_counts_what_is_trained(tmp_path: Path, shards: Path) -> None:
+    def states(**stage: Any) -> int:
+        config = _config(tmp_path / "run", shards, **stage)
+        return memory_of(config, config.stages[0], starting_point(config, config.stages[0], None, None), 1).states
+
+    everything, little = states(), states(trainable=r"time_embedding\..*")
+    assert little < 0.3 * everything  # the weights, of weights, gradient, two moments and average
+
+
+def test_a_gpu_without_memory_is_said_with_the_way_out(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines.")
+
+    monkeypatch.setattr("model.training.stage.StageTrainer.run", full)
+    (tmp_path / "run.yaml").write_text(CONFIG.format(output=tmp_path / "run", shards=shards))
+    found = CliRunner().invoke(train, [str(tmp_path / "run.yaml")])
+    assert found.exit_code == 1
+    assert found.output.splitlines()[-1].startswith(
+        "Error: CUDA out of memory. Tried to allocate 2.00 GiB. With compute.micro_batch: 1"
+    )
