@@ -54,7 +54,7 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
         end()
 
 
-def end(patience_s: float = 60.0) -> None:
+def end(patience_s: float = 20.0) -> None:
     """End the Ray that this process started, or its connection.
 
     Ray says goodbye to its server by a call without a deadline, and once, on a busy machine, waited for ever for an

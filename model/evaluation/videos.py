@@ -1,0 +1,126 @@
+"""The videos of an evaluation: files, folders of them, and WebDataset shards; the first frames of each."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from model.data.decode import Frames, turned
+from model.data.shards import find_shards, open_shard, read_member
+from model.evaluation.i3d import EvaluationError
+
+SUFFIXES = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v")
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video: its name within the set (a path, or a key of a shard), and where its bytes are."""
+
+    name: str
+    where: str
+    read: Callable[[], bytes]
+
+
+def find_videos(places: Sequence[str], *, most: int | None = None) -> list[Video]:
+    """The videos at paths: files, folders (searched through), folders of .tar shards, .tar shards, in order of name.
+
+    Raises:
+        EvaluationError: nothing there.
+        DataError: a shard that cannot be read.
+    """
+    found: list[Video] = []
+    for place in places:
+        path = Path(place)
+        if path.is_dir() and not any(path.glob("*.tar")):
+            there = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
+            found += [_file(each, str(each.relative_to(path).with_suffix(""))) for each in there]
+        elif path.is_file() and path.suffix.lower() != ".tar":
+            found.append(_file(path, path.stem))
+        elif not path.exists() and "://" not in place and not any(c in place for c in "*?["):
+            raise EvaluationError(f"{place}: no such file or folder")
+        else:
+            for url in find_shards([place]):
+                found += _of_shard(url)
+    if not found:
+        raise EvaluationError(f"{', '.join(places)}: no videos there ({', '.join(SUFFIXES)}, or .tar shards)")
+    return found[:most]
+
+
+def _file(path: Path, name: str) -> Video:
+    return Video(name, str(path), path.read_bytes)
+
+
+def _of_shard(url: str) -> Iterator[Video]:
+    for row in open_shard(url).table.to_pylist():
+        if row["media"] in ("mp4", "webm", "mkv", "mov", "avi", "gif"):
+            member = f"{row['key']}.{row['media']}"
+            asked = (url, member, row["media_offset"], row["media_size"], row["media_crc32"])
+            yield Video(row["key"], f"{url}: {member}", lambda asked=asked: read_member(*asked))  # type: ignore[misc]
+
+
+def first_frames(video: Video, frames: int | None, fps: float | None = None) -> Frames:
+    """The first frames of a video as they are shown, and their rate.
+
+    Args:
+        frames: how many; None: all.
+        fps: take those nearest in time to this rate; default: every frame there is.
+
+    Raises:
+        EvaluationError: it cannot be decoded, or is too short.
+    """
+    taken: list[np.ndarray] = []
+    times: list[float] = []
+    try:
+        with av.open(io.BytesIO(video.read()), mode="r") as container:
+            if not container.streams.video:
+                raise EvaluationError(f"{video.where}: holds no video stream")
+            aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
+            for frame in _at_rate(container.decode(video=0), fps):
+                taken.append(_shown(frame, aspect))
+                times.append(frame.time or 0.0)
+                if len(taken) == frames:
+                    break
+    except av.FFmpegError as error:
+        raise EvaluationError(f"{video.where}: cannot be decoded ({error})") from error
+    if len(taken) < (frames or 1):
+        at = f" at {fps:g} fps" if fps else ""
+        raise EvaluationError(f"{video.where}: has {len(taken)} frames{at}, and {frames or 1} are needed")
+    lasted = times[-1] - times[0]
+    return Frames(np.stack(taken), fps or ((len(times) - 1) / lasted if lasted > 0 else 0.0), 0.0)
+
+
+def _at_rate(frames: Iterator[av.VideoFrame], fps: float | None) -> Iterator[av.VideoFrame]:
+    """Those nearest to the times k / fps after the first. The last frame is shown until its end, if that is known."""
+    if fps is None:
+        yield from frames
+        return
+    last: av.VideoFrame | None = None
+    start, wanted = 0.0, 0
+    for frame in frames:
+        if last is None:
+            start = frame.time or 0.0
+        else:
+            middle = ((last.time or 0.0) + (frame.time or 0.0)) / 2 - start
+            while wanted / fps <= middle:
+                yield last
+                wanted += 1
+        last = frame
+    if last is not None:
+        end = (last.time or 0.0) - start + float((last.duration or 0) * (last.time_base or 0)) / 2
+        while wanted / fps <= end:
+            yield last
+            wanted += 1
+
+
+def _shown(frame: av.VideoFrame, aspect: float) -> np.ndarray:
+    picture = frame.to_ndarray(format="rgb24")
+    if aspect != 1:
+        width = round(frame.width * aspect)
+        picture = np.asarray(Image.fromarray(picture).resize((width, frame.height), Image.Resampling.BILINEAR))
+    return turned(picture, frame)
