@@ -12,6 +12,9 @@ from typing import Any
 import click
 import numpy as np
 
+from model.evaluation.errors import EvaluationError
+from model.study_cli import study
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate() -> None:
@@ -22,7 +25,13 @@ def evaluate() -> None:
       clipmill evaluate fvd demo-out/shards/default samples/ --frames 16 --fps 25
     How near samples are to the videos of the same names:
       clipmill evaluate psnr references/ samples/
+    \b
+    Which of two models people prefer:
+      clipmill evaluate study --help
     """
+
+
+evaluate.add_command(study)
 
 
 @dataclass
@@ -70,7 +79,7 @@ def fvd_command(
 
     from model.data.shards import DataError
     from model.evaluation.fvd import frechet_distance, gather
-    from model.evaluation.i3d import SHA256, EvaluationError, load_i3d
+    from model.evaluation.i3d import SHA256, load_i3d
     from model.evaluation.videos import Video, find_videos, first_frames
 
     with _explained():
@@ -140,7 +149,6 @@ def psnr_command(reference: str, sampled: str, frames: int | None, as_json: bool
     The mean over videos of the mean over frames. Sizes and numbers of frames must agree. Equal frames have an infinite
     ratio, `null` in JSON.
     """
-    from model.evaluation.i3d import EvaluationError
     from model.evaluation.psnr import psnr
     from model.evaluation.videos import find_videos, first_frames
 
@@ -170,7 +178,6 @@ def psnr_command(reference: str, sampled: str, frames: int | None, as_json: bool
 def _explained() -> Iterator[None]:
     """What a person can mend is one line."""
     from model.data.shards import DataError
-    from model.evaluation.i3d import EvaluationError
 
     try:
         yield

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.evaluation.i3d import FEATURES, I3D, SIDE_PX, EvaluationError
+from model.evaluation.errors import EvaluationError
+from model.evaluation.i3d import FEATURES, I3D, SIDE_PX
 
 Fit = Literal["squash", "crop"]
 

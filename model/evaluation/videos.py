@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.data.decode import Frames, turned
 from model.data.shards import find_shards, open_shard, read_member
-from model.evaluation.i3d import EvaluationError
+from model.evaluation.errors import EvaluationError
 
 SUFFIXES = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 

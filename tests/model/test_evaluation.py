@@ -17,8 +17,9 @@ from click.testing import CliRunner, Result
 
 from model.evaluate_cli import evaluate
 from model.evaluation import i3d as i3d_module
+from model.evaluation.errors import EvaluationError
 from model.evaluation.fvd import Moments, frechet_distance, to_input
-from model.evaluation.i3d import I3D, EvaluationError, load_i3d
+from model.evaluation.i3d import I3D, load_i3d
 from model.evaluation.psnr import psnr
 from model.evaluation.videos import find_videos, first_frames
 from tests.model.training_shards import encode, moving_square, write_shard
