@@ -31,7 +31,7 @@ def study() -> None:
 def make_command(models: tuple[str, ...], output: Path, prompts: Path | None, votes: int, seed: int) -> None:
     """Every two models meet on every video of the same name. With --prompts raters see the prompt, and are asked which
     video follows it better. Videos are copied under names that tell nothing."""
-    from model.evaluation.study import make_study
+    from model.evaluation.study_make import make_study
 
     places = dict(each.partition("=")[::2] for each in models)
     if len(places) < len(models) or not all(places) or not all(places.values()):

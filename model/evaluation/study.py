@@ -10,31 +10,14 @@ video beside the same in coarse mosaic, and who prefers the mosaic is not counte
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import itertools
 import json
-import random
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
 
 from model.evaluation.elo import Rating, ratings
 from model.evaluation.errors import EvaluationError
-from model.evaluation.videos import Video, find_videos, first_frames
-from model.video_io import from_bytes, write_video
 
-QUESTIONS = {"quality": "Which video has the higher visual quality?"}
-PROMPT_QUESTION = {"prompt": "Which video follows the text better?"}
-PLAYABLE = (".mp4", ".webm")
-_MOSAIC_BLOCKS = 10  # of the shorter side
 SITTING = 20  # tasks from one attention check to the next
 
 
@@ -68,67 +51,6 @@ class Vote:
     task: str
     question: str
     winner: str
-
-
-def make_study(
-    models: Mapping[str, str], folder: Path, *, prompts: Path | None = None, votes: int = 3, seed: int = 0
-) -> Study:
-    """Write the folder of a study.
-
-    Args:
-        models: name -> folder of videos; the same names of videos belong together.
-        prompts: CSV with the columns `name` and `prompt`; raters then see the prompt, and are asked about it.
-        votes: raters of each task.
-
-    Raises:
-        EvaluationError: the folder exists, or the models have no videos in common.
-    """
-    if folder.exists():
-        raise EvaluationError(f"{folder}: exists already; a study is made once, so that votes belong to its videos")
-    if len(models) < 2:
-        raise EvaluationError("a study compares at least two models: NAME=FOLDER NAME=FOLDER")
-    of = {model: {video.name: video for video in find_videos([place])} for model, place in models.items()}
-    for video in itertools.chain.from_iterable(each.values() for each in of.values()):
-        if not video.where.lower().endswith(PLAYABLE):
-            raise EvaluationError(f"{video.where}: browsers play {' and '.join(PLAYABLE)}; convert it first")
-    texts = _prompts(prompts) if prompts else {}
-    shared = sorted({name for a, b in itertools.combinations(of, 2) for name in of[a].keys() & of[b].keys()})
-    if not shared:
-        raise EvaluationError(f"no video has the same name in two of {', '.join(models.values())}")
-    missing = [name for name in shared if prompts and name not in texts]
-    if missing:
-        raise EvaluationError(f"{prompts}: has no prompt for {missing[0]} ({len(missing)} are missing)")
-    chance = random.Random(seed)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "videos").mkdir(parents=True)
-    names = _hidden_names(chance)
-    files = {
-        (model, name): _stored(of[model][name], partial, next(names)) for name in shared for model in of
-        if name in of[model]
-    }  # fmt: skip
-    tasks = [
-        Task(next(names), texts.get(name, ""), (files[a, name], files[b, name]), (a, b))
-        for name in shared
-        for a, b in itertools.combinations(of, 2)
-        if (a, name) in files and (b, name) in files
-    ]
-    chance.shuffle(tasks)
-    checks = []
-    for name in chance.sample(shared, min(len(shared), 1 + len(tasks) // SITTING)):
-        model = chance.choice([model for model in of if (model, name) in files])
-        spoilt = f"{next(names)}.mp4"
-        _spoil(of[model][name], partial / "videos" / spoilt)
-        checks.append(Task(next(names), texts.get(name, ""), (files[model, name], spoilt), None))
-    study = Study(
-        folder, tuple(of), QUESTIONS | (PROMPT_QUESTION if texts else {}), votes,
-        {task.id: task for task in tasks}, {task.id: task for task in checks},
-    )  # fmt: skip
-    said = {"version": 1, "models": list(of), "questions": study.questions, "votes": votes}
-    said |= {"tasks": [asdict(task) for task in tasks], "checks": [asdict(task) for task in checks]}
-    (partial / "study.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
-    partial.rename(folder)
-    return study
 
 
 def read_study(folder: Path) -> Study:
@@ -208,40 +130,3 @@ def score(study: Study, votes: list[Vote]) -> Score:
 
 def _pair(models: list[str] | None) -> tuple[str, str] | None:
     return (models[0], models[1]) if models else None
-
-
-def _hidden_names(chance: random.Random) -> Iterator[str]:
-    while True:
-        yield hashlib.sha256(chance.randbytes(16)).hexdigest()[:16]
-
-
-def _stored(video: Video, folder: Path, name: str) -> str:
-    file = f"{name}{Path(video.where).suffix.lower()}"
-    (folder / "videos" / file).write_bytes(video.read())
-    return file
-
-
-def _spoil(video: Video, path: Path) -> None:
-    """The video in coarse mosaic."""
-    frames = first_frames(video, None)
-    height, width = (side - side % 2 for side in frames.pixels.shape[1:3])
-    block = max(min(height, width) // _MOSAIC_BLOCKS, 2)
-    coarse = (max(width // block, 1), max(height // block, 1))
-
-    def mosaic(picture: np.ndarray) -> np.ndarray:
-        small = Image.fromarray(picture).resize(coarse, Image.Resampling.BOX)
-        return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
-
-    pixels = from_bytes(np.stack([mosaic(picture) for picture in frames.pixels]))
-    write_video(torch.unbind(pixels), path, fps=frames.fps or 8)
-
-
-def _prompts(path: Path) -> dict[str, str]:
-    """name -> prompt. Raises EvaluationError."""
-    try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
-        return {row["name"]: row["prompt"] for row in rows}
-    except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror}") from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path}: must be CSV with the columns name and prompt") from error

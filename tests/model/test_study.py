@@ -19,7 +19,8 @@ from playwright.sync_api import Browser, Page
 from model.evaluate_cli import evaluate
 from model.evaluation.elo import ratings
 from model.evaluation.errors import EvaluationError
-from model.evaluation.study import Study, Vote, make_study, read_study, read_votes, score
+from model.evaluation.study import Study, Vote, read_study, read_votes, score
+from model.evaluation.study_make import make_study
 from model.evaluation.study_server import Desk, make_app
 from tests.model.training_shards import encode, moving_square
 
