@@ -3,7 +3,10 @@
 One subcommand per task; what they share is in `sample_options.py` (options) and `sample_run.py` (the run itself).
 """
 
+import os
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import torch
 from torch import Tensor
 
 from model import sample_options as option
+from model.sample_list import read_list
 from model.sample_options import DTYPES, SharedOptions, TaskCommand, shared, task_option
 from model.sample_run import RANDOM_WARNING, Run, clear_errors
-from model.tasks.description import TASKS
+from model.tasks.description import FILE, TASKS, ModelDescription
 from model.tasks.video_model import VideoModel
 from model.video_io import check_writable, film_frames, probe_film, read_image
 
@@ -163,6 +167,58 @@ def interpolation(
         ),
         videos=given - 1,
     )
+
+
+@sample.command("many", cls=TaskCommand)
+@click.argument("listed", metavar="LIST.csv", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@option.augmentation
+@option.frames
+@shared
+def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames: int | None) -> None:
+    """A video for each row of a list, into the folder --output: what `clipmill evaluate` compares.
+
+    \b
+    The list is a CSV:
+      name,prompt                    for a text-to-video model
+      name,image                     for an image-to-video model; paths from the list's folder
+    Row k, counted from 0, has the seed --seed + k, or that of its column `seed`.
+    \b
+      clipmill sample many prompts.csv --model DIR -o samples
+    Videos that are there are not sampled again. RANK and WORLD_SIZE split the rows among processes:
+      for k in 0 1; do RANK=$k WORLD_SIZE=2 clipmill sample many ... --device cuda:$k & done
+    """
+    from model.tasks.image_to_video import ImageToVideo
+    from model.tasks.text_to_video import TextToVideo
+
+    described = (shared.model / FILE).exists()  # else VideoModel takes it for a published one
+    kind = ModelDescription.load(shared.model).task if described else "image_to_video"
+    if kind not in ("text_to_video", "image_to_video"):
+        raise click.UsageError(f"{shared.model}: {kind.replace('_', '-')} models are not sampled from a list")
+    column = "prompt" if kind == "text_to_video" else "image"
+    rows = read_list(listed, column=column, seed=shared.seed)
+    if kind == "text_to_video" and augmentation is not None:
+        raise click.UsageError("--augmentation is of models that start from an image")
+    folder = shared.output or Path("samples")
+    mine = rows[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+    left = [row for row in mine if not (folder / f"{row.name}.mp4").exists()]
+    if left:
+        run = Run(replace(shared, output=folder / f"{left[0].name}.mp4"), kind, frames)
+        given = {"frames": frames, "fps": run.fps}
+        for row in left:
+            run.output, options = folder / f"{row.name}.mp4", replace(run.options, seed=row.seed)
+            settled = given | run.arguments | {"options": options}
+            if row.image is not None:
+                of_image, picture = ImageToVideo(run.model), read_image(row.image, run.size)
+                run.write(partial(_start_from, of_image, picture, settled | {"augmentation": augmentation}))
+            else:
+                size = {"width": run.size[0], "height": run.size[1]}
+                run.write(partial(_start_from, TextToVideo(run.model), row.prompt, settled | size))
+    click.echo(f"{folder}: {len(left)} videos sampled, {len(mine) - len(left)} were there already")
+
+
+def _start_from(task: Any, start: Any, settled: dict[str, Any], progress: Any) -> Tensor:
+    frames: Tensor = task(start, **settled, progress=progress)[0]
+    return frames
 
 
 @sample.command("init")

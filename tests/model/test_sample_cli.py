@@ -314,3 +314,69 @@ def test_bytes_survive_the_round_trip():
     assert np.array_equal(video_io.to_bytes(video_io.from_bytes(array)), array)
     with pytest.raises(ValueError, match="even sizes"):
         video_io.write_video(torch.zeros(2, 3, 7, 8), "v.mp4", fps=7)
+
+
+def test_many_are_those_of_single_runs_and_those_that_are_there_are_kept(work, tmp_path, monkeypatch):
+    (tmp_path / "p.csv").write_text('name,prompt,seed\none,a dog,\nTwo words,"a cat, asleep",40\nthree,a dog,\n')
+    model, out = work / "text-to-video", tmp_path / "out"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", "2 videos sampled, 0 were there"), ("1", "1 videos sampled, 0 were there")):
+        monkeypatch.setenv("RANK", rank)
+        assert said in succeed("many", tmp_path / "p.csv", "--model", model, *QUICK, "-o", out).output
+    monkeypatch.undo()
+    assert sorted(path.name for path in out.iterdir()) == ["Two words.mp4", "one.mp4", "three.mp4"]
+    for name, prompt, seed in (("one", "a dog", 5), ("Two words", "a cat, asleep", 40), ("three", "a dog", 7)):
+        alone = [
+            "text-to-video",
+            "--model",
+            model,
+            "--prompt",
+            prompt,
+            *QUICK,
+            "--seed",
+            seed,
+            "-o",
+            tmp_path / "x.mp4",
+        ]
+        succeed(*alone)
+        assert (out / f"{name}.mp4").read_bytes() == (tmp_path / "x.mp4").read_bytes(), name
+    before = (out / "one.mp4").stat().st_mtime_ns
+    (out / "three.mp4").unlink()
+    assert (
+        "1 videos sampled, 2 were there"
+        in succeed("many", tmp_path / "p.csv", "--model", model, *QUICK, "-o", out).output
+    )
+    assert (out / "one.mp4").stat().st_mtime_ns == before
+
+
+def test_many_from_images_that_lie_beside_the_list(work, tmp_path):
+    (tmp_path / "i.csv").write_text("name,image\none,pictures/a.png\n")
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(work / "a.png", tmp_path / "pictures/a.png")
+    model = work / "image-to-video"
+    succeed("many", tmp_path / "i.csv", "--model", model, *QUICK, "-o", tmp_path / "out")
+    succeed("image-to-video", "--model", model, "--image", work / "a.png", *QUICK, "-o", tmp_path / "x.mp4")
+    assert (tmp_path / "out/one.mp4").read_bytes() == (tmp_path / "x.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "said"),
+    [
+        ("text-to-video", "name,image\na,b\n", "line 1: no column prompt; this model wants name,prompt"),
+        ("text-to-video", "name,prompt\n", "holds no rows"),
+        ("text-to-video", "name,prompt\na,b\na,c\n", "line 3: the name a is there already"),
+        ("text-to-video", "name,prompt\n../a,b\n", "line 2: '../a' can be no file name"),
+        ("text-to-video", "name,prompt\na\n", "line 2: no prompt"),
+        ("text-to-video", "name,prompt,seed\na,b,-1\n", "line 2: the seed '-1' is no whole number"),
+        ("text-to-video", 'name,prompt\na,"b\n', "p.csv: not a CSV (unexpected end of data)"),
+        ("image-to-video", "name,image\na,nothing.png\n", "nothing.png: no such file"),
+        ("orbit", "name,image\na,b\n", "orbit models are not sampled from a list"),
+    ],
+)
+def test_a_wrong_list_is_one_line_before_a_model_is_loaded(work, tmp_path, monkeypatch, model, text, said):
+    monkeypatch.setattr(VideoModel, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "p.csv").write_text(text)
+    found = run("many", tmp_path / "p.csv", "--model", work / model, "-o", tmp_path / "out")
+    assert found.exit_code == 2, found.output
+    assert said in " ".join(found.output.split())
+    assert not (tmp_path / "out").exists()
