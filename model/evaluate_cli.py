@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,8 +24,8 @@ def evaluate() -> None:
     \b
     How far 2,048 samples are from real clips, 16 frames each at 25 fps:
       clipmill evaluate fvd demo-out/shards/default samples/ --frames 16 --fps 25
-    How near samples are to the videos of the same names:
-      clipmill evaluate psnr references/ samples/
+    How like samples are to the videos of the same names (PSNR; LPIPS, CLIP-S):
+      clipmill evaluate likeness references/ samples/
     \b
     Which of two models people prefer:
       clipmill evaluate study --help
@@ -137,50 +138,73 @@ def _warn(counts: Sequence[int], about: Sequence[_Set], fps: float | None) -> No
         click.echo(f"warning: {about[0].rate:.3g} fps are compared with {about[1].rate:.3g} fps; see --fps", err=True)
 
 
-@evaluate.command("psnr")
+@evaluate.command("likeness")
 @click.argument("reference")
 @click.argument("sampled")
 @click.option("--frames", type=click.IntRange(min=1), help="First frames of each video; default: all.")
+@click.option("--lpips", type=click.Path(path_type=Path), help="torchvision's AlexNet, a file: adds LPIPS.")
+@click.option("--clip", type=click.Path(path_type=Path), help="A model directory with an image encoder: adds CLIP-S.")
+@click.option("--device", default="cpu", show_default=True, help="Of the networks.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
-def psnr_command(reference: str, sampled: str, frames: int | None, as_json: bool) -> None:
-    """Peak signal-to-noise ratio, in dB, of the videos of SAMPLED against those of the same names in REFERENCE.
+def likeness_command(
+    reference: str, sampled: str, frames: int | None, lpips: Path | None, clip: Path | None, device: str, as_json: bool
+) -> None:
+    """How like the videos of SAMPLED are to those of the same names in REFERENCE: PSNR in dB, and if asked for LPIPS
+    and CLIP-S.
 
-    The mean over videos of the mean over frames. Sizes and numbers of frames must agree. Equal frames have an infinite
-    ratio, `null` in JSON.
+    Means over videos of the means over frames. Sizes and numbers of frames must agree. Equal frames have an infinite
+    PSNR, `null` in JSON.
     """
-    from model.evaluation.psnr import psnr
+    from model.evaluation.likeness import Metric, load_clip, load_lpips, psnr
     from model.evaluation.videos import find_videos, first_frames
 
     with _explained():
+        metrics: dict[str, Metric] = {"psnr_db": psnr}
+        if lpips is not None:
+            metrics["lpips"] = load_lpips(lpips, device)
+        if clip is not None:
+            metrics["clip_s"] = load_clip(clip, device)
         references = {each.name: each for each in find_videos([reference])}
         videos = find_videos([sampled])
         alone = [each.where for each in videos if each.name not in references]
         if alone:
             raise EvaluationError(f"{alone[0]}: {reference} has no video of that name ({len(alone)} have none)")
-        found: dict[str, float] = {}
+        found: dict[str, dict[str, float]] = {}
         for video in _watched(videos, f"{len(videos):,} videos"):
-            pair = [first_frames(each, frames).pixels for each in (references[video.name], video)]
-            try:
-                found[video.name] = float(np.mean(psnr(*pair)))
-            except ValueError as error:
-                raise EvaluationError(f"{video.where}: {error}") from None
-    mean = float(np.mean(list(found.values())))
+            one, other = (first_frames(each, frames).pixels for each in (references[video.name], video))
+            if one.shape != other.shape:
+                raise EvaluationError(
+                    f"{video.where}: {_shape(other)} cannot be compared with {_shape(one)}; frames of both must agree"
+                )
+            found[video.name] = {name: float(np.mean(metric(one, other))) for name, metric in metrics.items()}
+    means = {name: float(np.mean([each[name] for each in found.values()])) for name in metrics}
     if as_json:
-        finite = {name: each if np.isfinite(each) else None for name, each in {"": mean, **found}.items()}
-        click.echo(json.dumps({"psnr_db": finite.pop(""), "videos": finite}, indent=1))
+        said = {"means": _finite(means), "videos": {name: _finite(each) for name, each in found.items()}}
+        click.echo(json.dumps(said, indent=1))
         return
-    worst = min(found, key=lambda name: found[name])
-    click.echo(f"PSNR {mean:.2f} dB over {len(found):,} videos; the lowest {found[worst]:.2f} dB: {worst}")
+    units = {"psnr_db": "PSNR {:.2f} dB", "lpips": "LPIPS {:.4f}", "clip_s": "CLIP-S {:.4f}"}
+    worst = min(found, key=lambda name: found[name]["psnr_db"])
+    click.echo(", ".join(units[name].format(mean) for name, mean in means.items()))
+    click.echo(f"  over {len(found):,} videos; the lowest PSNR is that of {worst}, {found[worst]['psnr_db']:.2f} dB")
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    return {name: each if np.isfinite(each) else None for name, each in numbers.items()}
+
+
+def _shape(frames: np.ndarray) -> str:
+    return f"{len(frames)} frames of {frames.shape[2]}x{frames.shape[1]}"
 
 
 @contextmanager
 def _explained() -> Iterator[None]:
     """What a person can mend is one line."""
     from model.data.shards import DataError
+    from model.tasks.description import ModelDirectoryError
 
     try:
         yield
-    except (EvaluationError, DataError, OSError) as error:
+    except (EvaluationError, DataError, ModelDirectoryError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 

@@ -14,7 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
     "train": ("model.train_cli:train", "train a model on exported shards"),
     "sample": ("model.sample_cli:sample", "Sample videos from a model: text, image, interpolation, orbit."),
-    "evaluate": ("model.evaluate_cli:evaluate", "measure sampled videos: FVD, PSNR, a study with raters"),
+    "evaluate": ("model.evaluate_cli:evaluate", "measure sampled videos: FVD, likeness, a study with raters"),
     "curate": ("pipelines.curate_cli:command", "turn videos into a dataset of training clips"),
     "demo": ("pipelines.demo:command", "curate a few real films and show the report"),
     "spec": ("pipelines.spec_cli:command", "write, check and look at job specs"),

@@ -61,7 +61,7 @@ def load_model(
             description=description,
             unet=unet,
             autoencoder=_load_autoencoder(directory / "vae", dtype, allow_pickle),
-            image_encoder=_load_image_encoder(directory, dtype, allow_pickle),
+            image_encoder=load_image_encoder(directory, dtype, allow_pickle),
             text_encoder=_load_text_encoder(directory / "text_encoder", dtype, allow_pickle),
             input_scale=_load_input_scale(directory / "input_scale", description.input_scale),
             mask_embedding=_load_mask_embedding(directory / "mask_embedding"),
@@ -230,7 +230,8 @@ def _load_autoencoder(folder: Path, dtype: torch.dtype, allow_pickle: bool = Fal
     )
 
 
-def _load_image_encoder(directory: Path, dtype: torch.dtype, allow_pickle: bool) -> ImageEncoder | None:
+def load_image_encoder(directory: Path, dtype: torch.dtype, allow_pickle: bool = False) -> ImageEncoder | None:
+    """The image encoder of a model directory, None where it has none. Raises ModelDirectoryError."""
     folder = directory / "image_encoder"
     if not folder.is_dir():
         return None

@@ -24,7 +24,7 @@ from model.conditioning.text import TextEncoder
 from model.diffusion.preconditioning import Kind, LearnedInputScale
 from model.tasks.description import ModelDescription
 from model.tasks.interpolation_mask import MaskEmbedding
-from model.tasks.model_directory import _load_autoencoder, _load_image_encoder, _load_text_encoder
+from model.tasks.model_directory import _load_autoencoder, _load_text_encoder, load_image_encoder
 from model.tasks.random_model import _image_encoder, _text_encoder
 from model.tasks.video_model import VideoModel
 from model.training.config import ModelConfig, StageConfig, TrainConfig
@@ -223,7 +223,7 @@ def _encoder(model: ModelConfig, name: str) -> Any:
         directory = Path(model.start if source == "from start" else source)
         if str(directory) == "random" or (source == "from start" and not (directory / name).is_dir()):
             return None
-        load: Any = _load_text_encoder if name == "text_encoder" else _load_image_encoder
+        load: Any = _load_text_encoder if name == "text_encoder" else load_image_encoder
         folder = directory if name == "image_encoder" else directory / name
         encoder = load(folder, torch.float32, False)
         if encoder is None:

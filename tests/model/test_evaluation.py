@@ -16,13 +16,15 @@ import scipy.linalg
 import torch
 from click.testing import CliRunner, Result
 
+from curation.compat import ensure_torchvision
 from model.evaluate_cli import evaluate
 from model.evaluation import i3d as i3d_module
 from model.evaluation.errors import EvaluationError
 from model.evaluation.fvd import Moments, frechet_distance, to_input
 from model.evaluation.i3d import I3D, load_i3d
-from model.evaluation.psnr import psnr
+from model.evaluation.likeness import load_clip, load_lpips, psnr
 from model.evaluation.videos import find_videos, first_frames
+from model.tasks import tiny_random_model
 from tests.model.training_shards import encode, moving_square, write_shard
 
 
@@ -153,21 +155,67 @@ def test_psnr_of_one_level_and_of_equal_frames() -> None:
     dark = np.full((2, 4, 4, 3), 100, np.uint8)
     bright = dark + np.array([1, 0], np.uint8)[:, None, None, None]
     assert psnr(dark, bright) == [pytest.approx(48.1308, abs=1e-4), np.inf]
-    with pytest.raises(ValueError, match="frames of 2 x 4x4 and of 2 x 4x3 cannot be compared"):
-        psnr(dark, dark[:, :3])
 
 
-def test_psnr_pairs_videos_by_name(tmp_path: Path) -> None:
+def test_likeness_pairs_videos_by_name(tmp_path: Path) -> None:
     references = videos(tmp_path / "references", range(3))
     sampled = videos(tmp_path / "sampled", range(1, 3))
     (sampled / "1.mp4").write_bytes((references / "2.mp4").read_bytes())
-    found = json.loads(run("psnr", references, sampled, "--json").stdout)
-    assert found["psnr_db"] is None
-    assert found["videos"]["2"] is None, "equal"
-    assert 5 < found["videos"]["1"] < 30
-    assert "the lowest" in run("psnr", references, sampled).output
+    found = json.loads(run("likeness", references, sampled, "--json").stdout)
+    assert found["means"] == {"psnr_db": None}
+    assert found["videos"]["2"] == {"psnr_db": None}, "equal"
+    assert 5 < found["videos"]["1"]["psnr_db"] < 30
+    said = run("likeness", references, sampled).output
+    assert said.startswith("PSNR inf dB\n  over 2 videos; the lowest PSNR is that of 1, ")
+    (sampled / "1.mp4").write_bytes(encode(moving_square(1, 10, 64, 64)))
+    said = run("likeness", references, sampled).output
+    assert "1.mp4: 10 frames of 64x64 cannot be compared with 10 frames of 64x48" in said
     (sampled / "other.mp4").write_bytes((references / "2.mp4").read_bytes())
-    assert "other.mp4: " in run("psnr", references, sampled).output
+    assert (
+        f"other.mp4: {references} has no video of that name (1 have none)"
+        in run("likeness", references, sampled).output
+    )
+
+
+def test_lpips_has_the_packages_numbers_and_the_given_backbone(tmp_path: Path) -> None:
+    """The published backbone is not to be had here: a random one must go to the same places in the network."""
+    ensure_torchvision()
+    import lpips
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    backbone = alexnet(weights=None)
+    torch.save(backbone.state_dict(), tmp_path / "alexnet.pth")
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    for number, layer in enumerate(backbone.features[:12]):
+        for part in (theirs.net.slice1, theirs.net.slice2, theirs.net.slice3, theirs.net.slice4, theirs.net.slice5):
+            if str(number) in dict(part.named_children()):
+                part[list(dict(part.named_children())).index(str(number))] = layer
+    one, other = moving_square(0, 10), moving_square(1, 10)
+    pictures = [torch.from_numpy(each).permute(0, 3, 1, 2).float() / 127.5 - 1 for each in (one, other)]
+    with torch.no_grad():
+        expected = theirs(*pictures).flatten().tolist()
+    assert load_lpips(tmp_path / "alexnet.pth")(one, other) == pytest.approx(expected, rel=1e-4)
+    assert load_lpips(tmp_path / "alexnet.pth")(one, one) == [0.0] * 10
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(EvaluationError, match=r"other\.pth: not torchvision's AlexNet"):
+        load_lpips(tmp_path / "other.pth")
+
+
+def test_clip_s_takes_the_image_encoder_of_a_model(tmp_path: Path) -> None:
+    model = tiny_random_model("image_to_video")
+    model.save(tmp_path / "model")
+    one, other = moving_square(0, 10), moving_square(1, 10)
+    metric = load_clip(tmp_path / "model")
+    assert model.image_encoder is not None
+    tokens = [
+        model.image_encoder(torch.from_numpy(each).permute(0, 3, 1, 2).float() / 127.5 - 1) for each in (one, other)
+    ]
+    assert metric(one, other) == pytest.approx(torch.cosine_similarity(*tokens).tolist(), abs=1e-5)
+    assert metric(one, one) == pytest.approx([1.0] * 10)
+    tiny_random_model("text_to_video").save(tmp_path / "text")
+    with pytest.raises(EvaluationError, match="has no image_encoder/"):
+        load_clip(tmp_path / "text")
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(None, [0, 1, 2, 3]), (12.0, [0, 1, 2, 3]), (6.0, [0, 2, 4, 6])])
