@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -33,6 +34,14 @@ ELSEWHERE = ("ray_node_gpus_utilization", "ray_data_")
 Query = Callable[[str], list[dict[str, Any]]]
 
 
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=30):
+            return True
+    except OSError:
+        return False
+
+
 @pytest.fixture
 def query(ray_cluster: Cluster, tmp_path: Path) -> Iterator[Query]:
     """Asks a Prometheus that reads the test's Ray."""
@@ -53,6 +62,10 @@ def query(ray_cluster: Cluster, tmp_path: Path) -> Iterator[Query]:
             found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
             return found
 
+    deadline = time.monotonic() + 60
+    while not _answers(f"http://127.0.0.1:{port}/-/ready"):
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
     yield ask
     process.kill()
     process.wait()
@@ -84,36 +97,50 @@ def test_the_dashboard_finds_a_jobs_numbers(query: Query, tmp_path: Path, monkey
     assert value('ray_clipmill_stage_seconds_total{dataset="measured",stage="cuts"}') == pytest.approx(row["cuts_s"])
 
 
-class SlowActor:
-    """A stage that takes longer than the ones before it."""
+class HeldActor:
+    """A stage that is at work until there is a file."""
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, release: str, *_: Any) -> None:
+        self._release = Path(release)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        time.sleep(1.0)  # the work
+        while not self._release.exists():
+            time.sleep(0.1)
         yield batch
 
 
 def test_the_dashboard_shows_what_waits_before_each_stage(
     query: Query, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray Data reports while a job runs, so there is a stage that takes a second for each video."""
+    """A stage holds the job up until the dashboard shows that more waits before it than before the writer."""
     monkeypatch.setenv("CLIPMILL_JOB", "queued")
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    slow = Pool(1, 0.3)
-    monkeypatch.setattr(pipelines.graph, "_scoring", lambda *_: [(SlowActor, (), slow)])
+    release = tmp_path / "release"
+    monkeypatch.setattr(pipelines.graph, "_scoring", lambda *_: [(HeldActor, (str(release),), Pool(1, 0.3))])
     spec = {"input": {"uris": [str(write_films(tmp_path / "films", 6))]}, "output": str(tmp_path / "out")}
     resources = {"source_actors": 1, "source_cpus": 0.5}
-    curate(parse_spec(spec | {"scores": {"text": "off"}, "resources": resources}, "test"))
     panels = {each["title"]: each["targets"][0]["expr"] for each in json.loads(DASHBOARD.read_text())["panels"]}
 
-    def most(title: str) -> dict[str, float]:
-        expression = panels[title].replace("$dataset", "queued")
-        found = query(f"max_over_time(({expression})[5m:1s])")
+    def shown(title: str) -> dict[str, float]:
+        found = query(panels[title].replace("$dataset", "queued"))
         return {each["metric"]["stage"]: float(each["value"][1]) for each in found}
 
-    waiting = most("Waiting before each stage")
-    assert waiting.keys() == {"Source", "Slow", "Writer"}
-    assert waiting["Slow"] > waiting["Writer"]
-    assert most("GPUs held by stage") == {"Source": 0, "Slow": 0, "Writer": 0}
+    waiting: dict[str, float] = {}
+
+    def watch() -> None:
+        deadline = time.monotonic() + 200
+        try:
+            while not waiting.get("Held", 0) > waiting.get("Writer", 0) and time.monotonic() < deadline:
+                waiting.update(shown("Waiting before each stage"))
+                time.sleep(0.5)
+            waiting["GPUs"] = max(shown("GPUs held by stage").values(), default=-1)
+        finally:
+            release.touch()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    curate(parse_spec(spec | {"scores": {"text": "off"}, "resources": resources}, "test"))
+    watcher.join()
+    assert waiting.keys() == {"Source", "Held", "Writer", "GPUs"}
+    assert waiting["Held"] > waiting["Writer"]
+    assert waiting["GPUs"] == 0
