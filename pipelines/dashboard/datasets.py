@@ -19,7 +19,7 @@ from curation.rules import Rules
 from curation.score_columns import spread
 from curation.score_table import ScoreTable, high_column, low_column, quote
 from pipelines.dataset import Dataset
-from pipelines.decide import bounds_of, names, open_scores, outdated, write_decision
+from pipelines.decide import DatasetError, bounds_of, names, open_scores, outdated, write_decision
 from pipelines.report import sources_of
 
 _MOST_OPEN = 8  # datasets whose scores are held in memory
@@ -142,9 +142,20 @@ class OpenDataset:
             return sources_of(self.scores, bounds, most)
 
     def rows(self, places: Iterable[int]) -> list[dict[str, Any]]:
-        """`ScoreTable.rows`."""
+        """`ScoreTable.rows`. Raises DatasetError, see `_check_files`."""
         with self._lock:
+            self._check_files()
             return self.scores.rows(places)
+
+    def _check_files(self) -> None:
+        """Whole rows are read from the files when they are asked for. Raises DatasetError where the files are no longer
+        those whose scores are in memory: their rows would stand beside other clips' scores."""
+        if self.scores.files:  # none where the rows are in memory too
+            now = self.files()
+            if any(now.get(name) != stamp for name, stamp in self._files.items()):
+                there = self.dataset.storage.exists()
+                what = "has changed since this page was opened; load the page again" if there else "does not exist"
+                raise DatasetError(f"{self.dataset} {what}")
 
     def reasons_of(self, bounds: Sequence[Bound], rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         """Why each of these rows (of `rows`) would be dropped; an empty list for one that is kept."""
@@ -161,7 +172,7 @@ class OpenDataset:
             else:
                 reason = next((each for each in marks.reasons if each.text == which), None)
                 where = marks.has(reason) if reason else np.zeros(self.scores.clips, bool)
-            return self.scores.rows(spread(where, most))
+            return self.rows(spread(where, most))
 
     def around(self, bound: Bound, most: int) -> list[tuple[str, list[dict[str, Any]]]]:
         """(title, rows) of the clips just outside and just inside a bound, nearest first."""
@@ -190,9 +201,9 @@ class OpenDataset:
             writer.close()
 
     def save(self, rules: Rules, name: str) -> dict[str, Any]:
-        """Record a decision. Raises RulesError or DatasetError."""
+        """Record a decision on the clips of now. Raises RulesError, DatasetError or SchemaError."""
         with self._lock:
-            return write_decision(self.dataset, self.scores, rules, name)
+            return write_decision(self.dataset, self.reopen(), rules, name)
 
     def ask(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query over `scores`, `clips` and `sources`."""

@@ -22,6 +22,7 @@ from starlette.background import BackgroundTask
 from curation import schema
 from curation.decisions import TABLE
 from curation.rules import RulesError
+from curation.score_table import SchemaError
 from pipelines.dashboard.datasets import OpenDataset, Registry
 from pipelines.dashboard.view import read_view
 from pipelines.decide import DatasetError
@@ -43,7 +44,10 @@ def routes(registry: Registry) -> APIRouter:
 
     def row(name: str, clip_id: str, place: int | None) -> tuple[OpenDataset, dict[str, Any]]:
         where = dataset(name)
-        found = where.clip(clip_id, place)
+        try:
+            found = where.clip(clip_id, place)
+        except (DatasetError, SchemaError) as error:
+            raise HTTPException(404, str(error)) from None
         if found is None:
             raise HTTPException(404, f"no clip of {name!r} is called {clip_id!r}")
         return where, found
@@ -64,9 +68,10 @@ def routes(registry: Registry) -> APIRouter:
         if kind not in ("csv", "parquet"):
             raise HTTPException(404, "there are download.csv and download.parquet")
         try:
+            where.reopen()  # the rows are read from the files of now
             view = read_view(where, request.query_params)
             bounds = where.bounds(view.rules, view.recorded)
-        except (RulesError, DatasetError) as error:
+        except (RulesError, DatasetError, SchemaError) as error:
             raise HTTPException(400, str(error)) from None
         handle, path = tempfile.mkstemp(suffix=f".{kind}", prefix="clipmill-")
         os.close(handle)
