@@ -17,7 +17,7 @@ PAGES = {"": "Decide", "/statistics": "Statistics", "/compare": "Compare", "/err
 
 _LINKS = """<nav aria-label="Pages">
 {% for path, text in pages.items() %}
-<a href="{{ base }}/d/{{ name }}{{ path }}"{% if path == here %} aria-current="page"{% endif %}>{{ text }}</a>
+<a href="{{ base }}/d/{{ name }}{{ path }}" data-view{% if path == here %} aria-current="page"{% endif %}>{{ text }}</a>
 {% endfor %}
 {% if many %}<a href="{{ base }}/">Datasets</a>{% endif %}
 </nav>"""
