@@ -7,7 +7,8 @@ from typing import Any
 from nicegui import ui
 
 from curation import presets
-from curation.rules import Rule, RulesError
+from curation.rules import Rule, RulesError, parse_rules
+from curation.score_table import SchemaError
 from pipelines import figures
 from pipelines.dashboard.datasets import OpenDataset, WhatIf
 from pipelines.dashboard.export_dialog import Cancelled, Export
@@ -103,7 +104,21 @@ class DecidePage:
             return
         self._offer_clips()
         await self._show_clips()
-        ui.navigate.history.replace(f"{self.link}?{self.view.query()}")
+        self._link()
+
+    def _link(self) -> None:
+        """Have the browser's link say what the page shows; while that is nothing that can be read again, the last
+        that can."""
+        if not self._unreadable():
+            ui.navigate.history.replace(f"{self.link}?{self.view.query()}")
+
+    def _unreadable(self) -> str:
+        """What is wrong with the rules as they stand, such as bounds that have crossed; nothing, if nothing is."""
+        try:
+            parse_rules(self.view.rules.as_data())
+        except RulesError as error:
+            return str(error)
+        return ""
 
     def _show(self, summaries: dict[str, dict[str, Any]] | None) -> None:
         assert self.what is not None
@@ -127,7 +142,10 @@ class DecidePage:
         self.export.set_enabled(self.view.saved is not None)
 
     def _note(self, clips: int, outdated: bool) -> str:
-        """What a person must know before exporting: that nothing is saved, or that the dataset has changed since."""
+        """What a person must know before exporting: that nothing is saved or can be, or that the dataset has changed
+        since."""
+        if wrong := self._unreadable():
+            return f"cannot be saved: {wrong}"
         if self.view.recorded is None:
             return "unsaved changes" if self.view.rules.rules else ""
         then = self.view.recorded["clips"]
@@ -160,7 +178,7 @@ class DecidePage:
             self.view, self.shown = View(self.view.rules, self.view.recorded, event.value), _CLIPS
             if not self._working:
                 await self._show_clips()
-                ui.navigate.history.replace(f"{self.link}?{self.view.query()}")
+                self._link()
 
     async def _show_more(self) -> None:
         self.shown += _CLIPS
@@ -168,7 +186,10 @@ class DecidePage:
 
     async def _show_clips(self) -> None:
         assert self.what is not None
-        content, full = await background(self._clips_html, self.which.value, self.what)
+        try:
+            content, full = await background(self._clips_html, self.which.value, self.what)
+        except (DatasetError, SchemaError) as error:
+            content, full = part("problem", str(error)), False
         self.clips.content = content
         self.more.set_visibility(full)
 
@@ -200,6 +221,7 @@ class DecidePage:
                 self.view = read_view(self.data, {"decision": event.value, "show": self.view.show})
             except (DatasetError, RulesError) as error:
                 ui.notify(str(error), type="negative", multi_line=True)
+                self.saved.set_value(self.view.saved)
                 return
             await self.refresh()
 
@@ -233,7 +255,7 @@ class DecidePage:
         working = ui.notification(f"saving {name} …", spinner=True, timeout=None)
         try:
             made = await background(self.data.save, self.view.rules, name)
-        except (DatasetError, RulesError, OSError) as error:
+        except (DatasetError, SchemaError, RulesError, OSError) as error:
             ui.notify(str(error), type="negative", multi_line=True)
             return False
         finally:
@@ -246,7 +268,7 @@ class DecidePage:
 
     async def _export(self) -> None:
         name = self.view.saved
-        if name is None or not may_change():
+        if name is None or not may_change() or not await self._as_saved():
             return
         self.export.set_enabled(False)
         try:
@@ -269,5 +291,24 @@ class DecidePage:
         good = made["clips"] and not made["errors"]
         ui.notify(text, type="positive" if good else "warning", multi_line=True, timeout=10000)
 
-    def _download(self, kind: str) -> None:
+    async def _as_saved(self) -> bool:
+        """Whether the decision is still what the page shows. If it has been saved anew elsewhere, the page turns to
+        that one and says so: nobody gets shards or a file of thresholds that he has not seen."""
+        name = self.view.saved or ""
+        try:
+            now = await background(read_view, self.data, {"decision": name, "show": self.view.show})
+        except (DatasetError, RulesError) as error:
+            ui.notify(str(error), type="negative", multi_line=True)
+            return False
+        if now.recorded == self.view.recorded:
+            return True
+        self.view = now
+        await self.refresh()
+        text = f"{name} has been saved anew elsewhere since this page showed it; now the page shows what it is"
+        ui.notify(text, type="warning", multi_line=True, timeout=10000)
+        return False
+
+    async def _download(self, kind: str) -> None:
+        if self.view.saved and not await self._as_saved():
+            return
         ui.navigate.to(f"/d/{self.data.name}/download.{kind}?{self.view.query()}")

@@ -9,6 +9,7 @@ from typing import Any
 from nicegui import ui
 
 from curation import schema
+from curation.decisions import as_compared
 from curation.reasons import Bound
 from curation.rules import Rule, write_share
 from curation.score_table import ScoreTable
@@ -28,6 +29,7 @@ class ScoreCard:
         self.rule = rule or Rule(score.name)
         self.summary: dict[str, Any] | None = None
         self.bound: Bound | None = None
+        self.shares: tuple[float | None, float | None] = (None, None)
         self.slider: ui.range | None = None
         self.fields: dict[str, ui.number] = {}
         self._quiet = False  # while the page, not the person, moves the controls
@@ -112,7 +114,10 @@ class ScoreCard:
             await self._set(replace(self.rule, **{key: value, side: None}))  # type: ignore[arg-type]
             return
         if value is not None and not 0 <= value < 100:
-            ui.notify("a share lies between 0 and 100 %", type="warning")
+            ui.notify("a share lies between 0 % and below 100 %", type="warning")
+            self._quiet = True
+            self._fill()  # the field says again what holds
+            self._quiet = False
             return
         share = None if not value else Fraction(str(value)) / 100
         side = {"lowest": "min", "highest": "max"}[key]
@@ -141,7 +146,9 @@ class ScoreCard:
         span = axis["high"] - axis["low"]
 
         def place(bound: float | None, free: int) -> int:
-            return free if bound is None else min(max(round(_STEPS * (bound - axis["low"]) / span), 0), _STEPS)
+            if bound is None:
+                return free
+            return round(min(max(_STEPS * (bound - axis["low"]) / span, 0), _STEPS))  # a bound may be infinite
 
         low, high = (self.bound.low, self.bound.high) if self.bound else (None, None)
         return {"min": place(low, 0), "max": place(high, _STEPS)}
@@ -159,7 +166,7 @@ class ScoreCard:
             bound,
             rule or Rule(self.score.name, frames=self.rule.frames, on_error=self.rule.on_error),
         )
-        self.summary = summary or self.summary
+        self.summary, self.shares = summary or self.summary, shares
         self._quiet = True
         try:
             self.words.text = figures.rule_words(self.rule.as_data()) if bound else "no rule: drops nothing"
@@ -169,7 +176,7 @@ class ScoreCard:
             if self.summary is not None:
                 self._draw()
             if self.fields:
-                self._fill(*shares)
+                self._fill()
         finally:
             self._quiet = False
 
@@ -188,12 +195,17 @@ class ScoreCard:
                 self.slider.set_visibility(True)
                 self.slider.value = self._places()
 
-    def _fill(self, below: float | None, above: float | None) -> None:
-        """The four numbers: bounds as they hold, and the shares that they drop; a share as it was given, if it was."""
+    def _fill(self) -> None:
+        """The four numbers: bounds as they hold, and the shares that they drop, in percent. What was given stands as it
+        was given; only what follows from it is rounded."""
         low, high = (self.bound.low, self.bound.high) if self.bound else (None, None)
-        shares = {"lowest": below, "highest": above}
+        numbers = {"min": low, "max": high, "lowest": self.shares[0], "highest": self.shares[1]}
+        numbers = {key: None if number is None else float(f"{number:.4g}") for key, number in numbers.items()}
+        for key, given, holds in (("min", self.rule.min, low), ("max", self.rule.max, high)):
+            if given is not None and as_compared(given) == holds:  # a share beside it may be the stricter one
+                numbers[key] = given
         for key, share in (("lowest", self.rule.drop_lowest), ("highest", self.rule.drop_highest)):
             if share is not None:
-                shares[key] = float(write_share(share).removesuffix("%"))
-        for key, number in {"min": low, "max": high, **shares}.items():
-            self.fields[key].value = None if number is None else float(f"{number:.4g}")
+                numbers[key] = float(write_share(share).removesuffix("%"))
+        for key, number in numbers.items():
+            self.fields[key].value = number

@@ -11,7 +11,7 @@ import yaml
 from playwright.sync_api import Page, expect
 
 from pipelines.dataset import Dataset
-from pipelines.decide import read_decision
+from pipelines.decide import decide, read_decision
 from tests.pipelines.dashboard.pages import (
     WAIT_MS,
     exported,
@@ -66,6 +66,38 @@ def test_the_keyboard_moves_a_threshold_and_types_a_share(page: Page, server: st
     for _ in range(3):
         page.keyboard.press("ArrowRight")
     page.wait_for_function("() => decodeURIComponent(location.search).includes('\"min\":')", timeout=WAIT_MS)
+
+
+def test_a_number_stands_in_its_field_as_it_was_typed(page: Page, server: str) -> None:
+    """Rounded to four digits, 0.99999 was shown as 1 and 99.9999 % as 100 %, which the same field refuses."""
+    opened(page, server, '?rules={"text_area":{"max":0.3}}')
+    for label, typed in (("text_area at most", "0.99999"), ("motion.coarse lowest %", "99.9999")):
+        page.get_by_label(label).fill(typed)
+        page.wait_for_function(f"() => decodeURIComponent(location.search).includes('{typed}')", timeout=WAIT_MS)
+        expect(page.get_by_label(label)).to_have_value(typed)
+    page.get_by_label("motion.coarse lowest %").fill("100")
+    expect(page.get_by_text("a share lies between")).to_be_visible()
+    expect(page.get_by_label("motion.coarse lowest %")).to_have_value("99.9999")
+
+
+def test_rules_that_keep_nothing_are_said_and_a_reload_shows_the_last_that_could_be_read(
+    page: Page, server: str
+) -> None:
+    opened(page, server, '?rules={"text_area":{"max":0.3}}')
+    page.get_by_label("text_area at least").fill("0.4")
+    expect(page.get_by_text("cannot be saved: rules.text_area: the lower bound 0.4 lies above")).to_be_visible()
+    expect(page.locator('[data-test="kept-clips"]')).to_have_text("0")
+    page.get_by_label("text_area at least").fill("1e39")  # infinite among the scores, which are float32
+    expect(page.get_by_text("cannot be saved: rules.text_area.min: the number is too large")).to_be_visible()
+    page.get_by_label("text_area at least").fill("")
+    expect(page.get_by_text("unsaved changes")).to_be_visible()
+    camera = page.get_by_label("camera", exact=True)
+    for label in ("static", "horizontal", "zooming", "complex"):
+        camera.get_by_role("checkbox", name=label).click()
+    expect(page.get_by_text("cannot be saved: rules.camera.in: the list of labels is empty")).to_be_visible()
+    page.reload()
+    expect(page.get_by_label("text_area at most")).to_have_value("0.3")
+    expect(page.locator(".notice")).to_have_count(0)
 
 
 def test_a_decision_is_saved_and_is_there_after_a_reload(page: Page, server: str, root: Path) -> None:
@@ -134,3 +166,35 @@ def test_a_decision_on_scores_that_are_others_now_is_said_to_be(page: Page, serv
     page.goto(f"{server}/d/rescored")
     settled(page)
     expect(page.get_by_text("saved when the clips had other scores; save again")).to_be_visible()
+
+
+def test_a_decision_that_was_saved_anew_elsewhere_is_shown_before_it_is_exported(
+    page: Page, server: str, root: Path
+) -> None:
+    decide(str(root), {"motion.coarse": {"drop_lowest": "50%"}}, "shared")
+    try:
+        opened(page, server, "?decision=shared")
+        stricter = decide(str(root), {"motion.coarse": {"drop_lowest": "75%"}}, "shared")["clips"]["kept"]
+        assert kept_clips(page) > stricter
+        page.get_by_role("button", name="Export shards").click()
+        expect(page.get_by_text("shared has been saved anew elsewhere")).to_be_visible()
+        assert kept_clips(page) == stricter
+        assert not (root / "shards/shared").exists()
+        page.get_by_role("button", name="Export shards").click()
+        exported(page, stricter)
+    finally:
+        for end in ("yaml", "parquet"):
+            (root / f"decisions/shared.{end}").unlink()
+
+
+def test_thresholds_that_nobody_has_saved_go_along_to_the_other_pages(page: Page, server: str) -> None:
+    opened(page, server)
+    page.get_by_label("text_area at most").fill("0.31")
+    page.wait_for_function("() => decodeURIComponent(location.search).includes('0.31')", timeout=WAIT_MS)
+    for name in ("Statistics", "Errors", "Live"):
+        page.get_by_role("link", name=name).click()
+        page.wait_for_function(f"() => location.pathname.endsWith('/{name.lower()}')")
+        if name == "Statistics":
+            expect(page.locator("body")).to_contain_text("at most 0.31")
+    page.get_by_role("link", name="Decide").click()
+    expect(page.get_by_label("text_area at most")).to_have_value("0.31")
