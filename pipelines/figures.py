@@ -157,9 +157,27 @@ def histogram(data: dict[str, Any], resolved: dict[str, Any] | None = None) -> d
         if resolved and key in resolved:
             place = 100 * (resolved[key] - low) / (high - low)
             lines.append({"x": min(max(place, 0.0), 100.0), "side": side, "value": value(resolved[key])})
-    marks = {value(t): t for t in reversed(nice_ticks(low, high))}  # each text once, where it stands first
-    ticks = [{"x": 100 * (t - low) / (high - low), "text": text} for text, t in reversed(marks.items())]
+    ticks = [{"x": 100 * (t - low) / (high - low), "text": text} for t, text in marks(low, high)]
     return {"bars": bars, "lines": lines, "ticks": ticks, "root": root, "beyond": data.get("beyond", 0)}
+
+
+def marks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round numbers on an axis with their texts: as many as fit beside one another, each with the digits that tell it
+    from its neighbours."""
+    found: list[tuple[float, str]] = []
+    for about in (5, 4, 3, 2, 1):
+        ticks = nice_ticks(low, high, about)
+        found = [(tick, _mark(tick, (high - low) / about)) for tick in ticks]
+        if sum(len(text) + 2 for _, text in found) <= 44:
+            break
+    return found
+
+
+def _mark(tick: float, span: float) -> str:
+    if abs(tick) >= 1000 and tick == round(tick):
+        return count(tick)
+    texts = (f"{tick:z.{digits}g}" for digits in range(3, 17))
+    return next((text for text in texts if abs(float(text) - tick) <= span / 100), str(tick))
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from pipelines.figures import clock, count, percent, size, value
+from pipelines.figures import clock, count, marks, percent, size, value
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,16 @@ def test_what_is_no_number_is_a_dash(nothing: float | None) -> None:
 
 def test_nothing_is_never_negative() -> None:
     assert [count(-0.4), percent(-0.0), clock(-0.0)] == ["0", "0.0 %", "0.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.25, 0.2525), (0.0, 1.1), (-1e9, 1e9), (0.0, 3e6), (999.0, 1003.0), (-5e-5, 0)]
+)
+def test_an_axis_says_the_numbers_that_stand_there_and_has_room_for_them(low: float, high: float) -> None:
+    """0.2505 was called 0.251, and 0.251 nothing; -1 000 000 000 stood over -500 000 000."""
+    found = marks(low, high)
+    assert len(found) >= 2
+    for place, text in found:
+        assert float(text.replace("\u202f", "")) == pytest.approx(place, abs=(high - low) / 100)
+    assert sum(len(text) for _, text in found) < 40
+    assert len({text for _, text in found}) == len(found)

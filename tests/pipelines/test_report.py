@@ -165,7 +165,7 @@ def test_a_histogram_marks_bounds_outside_its_values() -> None:
 def test_no_two_ticks_of_an_axis_read_the_same() -> None:
     data = {"clips": [3] + [0] * 47, "kept": [3] + [0] * 47, "low": 1.0, "high": 1.01}
     texts = [tick["text"] for tick in histogram(data)["ticks"]]
-    assert texts == ["1", "1.01"]
+    assert texts == ["1", "1.002", "1.004", "1.006", "1.008", "1.01"]
 
 
 def test_json_lists_of_numbers_stand_on_one_line_and_strings_are_left_alone() -> None:
