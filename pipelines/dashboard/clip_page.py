@@ -68,10 +68,15 @@ def show_clip(dataset: OpenDataset, found: Found | None, clip_id: str, view: Vie
     with ui.element("div").classes("clip-page"):
         with ui.element("section").classes("panel"):
             film = f"{link}/clip/{row['clip_id']}"
-            ui.element("video").props(
-                f'controls muted loop autoplay playsinline src="{film}.mp4?place={row["place"]}" '
-                f'poster="{film}.jpg?place={row["place"]}" aria-label="The clip"'
-            )
+            if row["media_file"] and row["media_size"]:
+                video = ui.element("video").props(
+                    f'controls muted loop autoplay playsinline src="{film}.mp4?place={row["place"]}" '
+                    'aria-label="The clip"'
+                )
+                if row["thumbnail_size"]:
+                    video.props(f'poster="{film}.jpg?place={row["place"]}"')
+            else:
+                html(part("about", "This dataset has the clip's scores, but not its film."))
             verdict = ui.label(", ".join(found.reasons) if found.reasons else "kept").classes("verdict")
             verdict.classes(look(found.reasons)).style("margin-top: 12px; width: fit-content")
             by = f"by decision {view.saved}" if view.saved else "by the rules in this link"

@@ -127,7 +127,8 @@ def _pages(registry: Registry, base: str) -> None:
                     ui.label(dataset.name).style("font-size: 17px; font-weight: 650")
                     try:
                         scores = await background(dataset.reopen)
-                        text = f"{figures.count(scores.clips)} clips, {figures.clock(scores.seconds)}"
+                        clips = f"{figures.count(scores.clips)} clip{'s' if scores.clips != 1 else ''}"
+                        text = f"{clips}, {figures.clock(scores.seconds)}"
                     except (DatasetError, SchemaError, OSError) as error:
                         text = str(error)
                     ui.label(text).classes("hint")

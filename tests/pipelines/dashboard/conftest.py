@@ -38,6 +38,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(root: Path, others: Path) -> Iterator[str]:
     make_dataset(others / "empty", clips=0, media=False)
     make_dataset(others / "single", clips=1)
+    make_dataset(others / "bare", clips=2, media=False)
     for folder in ("clips", "sources"):
         (others / "fresh" / folder).mkdir(parents=True)
     (others / "fresh/job.yaml").write_text("")
@@ -62,7 +63,7 @@ def server(root: Path, others: Path) -> Iterator[str]:
     rescored = make_dataset(others / "rescored", clips=12)
     decide(str(rescored), {"motion.coarse": {"drop_lowest": "50%"}}, "default")
     make_dataset(rescored, clips=12, change=lambda i, row: row.update(motion_coarse=float(i % 5)))
-    names = ("empty", "single", "fresh", "older", "failing", "nan", "torn", "grown", "rescored")
+    names = ("empty", "single", "bare", "fresh", "older", "failing", "nan", "torn", "grown", "rescored")
     roots = [root, *(others / name for name in names)]
     with serving(*roots) as address:
         yield address

@@ -49,6 +49,16 @@ def test_a_clips_own_page_says_why_and_from_where(page: Page, server: str) -> No
     expect(page.locator(".timeline a.here")).to_have_count(1)
 
 
+def test_a_clip_without_film_or_picture_says_so(page: Page, server: str) -> None:
+    page.goto(f"{server}/d/bare")
+    picture = page.locator("a.clip .picture").first
+    expect(picture).to_be_visible()
+    assert "no picture" in picture.evaluate("each => getComputedStyle(each, '::before').content")
+    page.locator("a.clip").first.click()
+    expect(page.locator("body")).to_contain_text("This dataset has the clip's scores, but not its film.")
+    assert page.locator(".clip-page video[controls]").count() == 0
+
+
 def test_two_decisions_are_compared(page: Page, server: str, root: Path) -> None:
     page.goto(f"{server}/d/films/compare?first=default&second=strict")
     expect(page.locator(".facts.four")).to_be_visible()
@@ -130,6 +140,12 @@ def test_every_page_fits_the_screen_in_light_and_dark(browser: Browser, server: 
         ends = page.locator(".top nav a").evaluate_all("all => all.map(each => each.getBoundingClientRect().right)")
         assert len(ends) == 6
         assert max(ends) <= width  # no page is out of sight
+        if path == "":
+            whole = "all => all.every(each => each.scrollWidth <= each.clientWidth)"
+            assert page.locator(".fields input").evaluate_all(whole)  # no number is cut off
+            assert page.locator(".left .funnel .row", has_text="Kept").locator(".number").first.is_visible()
+            heights = page.locator(".facts b").evaluate_all("all => all.map(each => each.offsetHeight)")
+            assert max(heights) < 1.5 * min(heights)  # none takes two lines
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         brightness = sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
         assert (brightness < 60) == (scheme == "dark"), path
