@@ -113,7 +113,7 @@ class LivePage:
             "SELECT source_uri, coalesce(message, reason, status) FROM sources WHERE status = 'failed' LIMIT 20"
         )
         cost = [
-            (COSTS[name], f"{figures.clock(took)}{f', {length / took:.0f} times real time' if took else ''}")
+            (COSTS[name], figures.clock(took) + (f", {figures.value(length / took)} times real time" if length else ""))
             for name, took in zip(stages, spent, strict=True)
             if took
         ]

@@ -19,7 +19,7 @@ _LINKS = """<nav aria-label="Pages">
 {% for path, text in pages.items() %}
 <a href="{{ base }}/d/{{ name }}{{ path }}" data-view{% if path == here %} aria-current="page"{% endif %}>{{ text }}</a>
 {% endfor %}
-{% if many %}<a href="{{ base }}/">Datasets</a>{% endif %}
+{% if home %}<a href="{{ base }}/">{{ home }}</a>{% endif %}
 </nav>"""
 
 
@@ -63,8 +63,9 @@ def head() -> str:
     return f"<style>{sheet}</style><script>{script}</script>"
 
 
-def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str) -> None:
-    """Head line with the name of the dataset and the pages there are of it."""
+def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str, home: str = "") -> None:
+    """Head line with the name of the dataset, the pages there are of it, and the way to all datasets: always where that
+    page has a name of its own (`home`), else where there are several."""
     ui.add_head_html(head())
     ui.colors(primary="#0b7a7c", accent="#e08a2e", negative="#b83a50")
     ui.dark_mode(None)
@@ -75,7 +76,8 @@ def frame(registry: Registry, dataset: OpenDataset | None, here: str, base: str)
         name = dataset.name if dataset is not None else "Clipmill"
         html(_template("<h1>{{ name }}</h1>", name=name)).style("width: auto")
         if dataset is not None:
-            links = _template(_LINKS, pages=PAGES, base=base, name=name, here=here, many=len(registry) > 1)
+            home = home or ("Datasets" if len(registry) > 1 else "")
+            links = _template(_LINKS, pages=PAGES, base=base, name=name, here=here, home=home)
             html(links).style("width: auto; max-width: 100%")
 
 

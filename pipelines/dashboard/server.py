@@ -28,7 +28,7 @@ _LOCAL = ["127.0.0.1", "localhost", "[::1]"]
 _PATIENCE_S = 120.0  # opening ten million clips takes a while; the page waits
 
 
-def attach(app: FastAPI, registry: Registry, *, base: str = "") -> None:
+def attach(app: FastAPI, registry: Registry, *, base: str = "", home: str = "") -> None:
     """Add the dashboard of these datasets to an application, under the path `base` (such as "/dashboard").
 
     How a service mounts it, after its own routes (what is mounted last answers every path that is left below `base`):
@@ -37,9 +37,10 @@ def attach(app: FastAPI, registry: Registry, *, base: str = "") -> None:
 
     Every page and file then lies at /dashboard/d/JOB/...; middleware of `app` (authentication) comes before all of it,
     NiceGUI's web socket included. Call it once per process: NiceGUI keeps one set of pages.
+    `home` is what the pages call the link to `base`/, where the application has a page of its own there.
     """
     app.include_router(routes(registry), prefix=base)
-    _pages(registry, base)
+    _pages(registry, base, home)
     pages.on_page_exception(_broken)
     ui.run_with(
         app,
@@ -79,11 +80,11 @@ def _open_all(registry: Registry) -> None:
             dataset.reopen()
 
 
-def _pages(registry: Registry, base: str) -> None:
+def _pages(registry: Registry, base: str, home_name: str) -> None:
     async def opened(name: str, here: str) -> OpenDataset | None:
         """The dataset, its frame drawn and its scores open; None when a sentence stands there instead."""
         dataset = registry.get(name)
-        frame(registry, dataset, here, base)
+        frame(registry, dataset, here, base, home_name)
         if dataset is None:
             notice(f"There is no dataset called {name} here.", bad=True)
             return None

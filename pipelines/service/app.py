@@ -69,7 +69,8 @@ def create_app(jobs: Jobs, tokens: TokenStore | None, *, dashboard: bool = True,
         from pipelines.dashboard.datasets import Registry
         from pipelines.dashboard.server import attach
 
-        attach(app, Registry(lambda: {job.record.id: jobs.storage(job.record.id).root for job in jobs.list()}))
+        datasets = Registry(lambda: {job.record.id: jobs.storage(job.record.id).root for job in jobs.list()})
+        attach(app, datasets, home="Jobs")
     app.add_middleware(Gate, tokens=tokens, failures=failures)
     if tokens is None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=_LOCAL_NAMES)

@@ -1,5 +1,6 @@
 """The jobs page in a real browser: log in, fill in the form, watch, cancel, resume, delete. Ray obeys the test."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipelines.service.jobs import Jobs
 from pipelines.service.tokens import TokenStore
 from tests.pipelines.fake_ray import FakeRay
 from tests.pipelines.service_rig import free_port
+from tests.synthetic import make_dataset
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -70,6 +72,10 @@ def test_a_job_from_the_form_to_its_end(tmp_path: Path, browser: Browser) -> Non
         expect(job.locator(".state")).to_have_text("starting", timeout=20_000)
         ray.set("films-1", "RUNNING")
         expect(job.locator(".state")).to_have_text("running", timeout=20_000)
+        expect(job.get_by_role("link", name="Results")).to_be_hidden()
+        made = make_dataset(tmp_path / "made", clips=0, media=False)  # sources are read, but no clip comes out of them
+        shutil.copytree(made / "sources", tmp_path / "data/films-1/sources", dirs_exist_ok=True)
+        expect(job.get_by_role("link", name="Results")).to_be_visible(timeout=20_000)
         job.get_by_role("button", name="Log").click()
         expect(job.locator("pre")).to_contain_text("log of", timeout=20_000)
         job.get_by_role("button", name="Cancel").click()

@@ -26,7 +26,8 @@ listed = Path(sys.argv[1])  # a line for each: name, tab, place
 def own():
     return "the service's own"
 
-attach(app, Registry(lambda: dict(line.split("\\t") for line in listed.read_text().splitlines())), base="/board")
+datasets = Registry(lambda: dict(line.split("\\t") for line in listed.read_text().splitlines()))
+attach(app, datasets, base="/board", home="Jobs")
 uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
 """
 
@@ -61,6 +62,7 @@ def test_a_service_mounts_it_under_a_path_and_says_which_datasets_there_are(
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(f"{address}/board/")
     page.wait_for_url("**/board/d/job-1**")  # the only dataset
+    expect(page.get_by_role("link", name="Jobs")).to_have_attribute("href", "/board/")
     page.get_by_label("motion.coarse at least").fill("0.3")
     page.wait_for_function("() => location.pathname === '/board/d/job-1' && location.search.includes('min')")
     expected = kept_by_duckdb(root, 0.3)
