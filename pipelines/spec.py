@@ -46,6 +46,14 @@ class Input(_Section):
         return [value] if isinstance(value, str) else value
 
 
+def _word_off(value: Any) -> Any:
+    return "off" if value is False else value
+
+
+Off = BeforeValidator(_word_off)
+"""Of a key that may be `off`, which YAML 1.1 reads as false when it is written bare."""
+
+
 class Cuts(_Section):
     detector: Literal["cascade", "transnetv2"] = "cascade"
 
@@ -90,7 +98,7 @@ Gpus = Annotated[float, Field(ge=0), AfterValidator(_checked_gpus)]
 
 
 class TextStage(_Section):
-    implementation: Literal["off", "craft", "ppocr"] = "craft"
+    implementation: Annotated[Literal["off", "craft", "ppocr"], Off] = "craft"
     cpus: float = Field(default=1.0, gt=0)
     gpus: Gpus = 0.0
     actors: Actors = 1
@@ -99,26 +107,19 @@ class TextStage(_Section):
 
 
 class Scores(_Section):
-    motion: Literal["off", "coarse"] = "coarse"
+    motion: Annotated[Literal["off", "coarse"], Off] = "coarse"
     text: TextStage = TextStage()
 
     @field_validator("text", mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        if value is False:  # YAML 1.1 reads a bare `off` as false
-            value = "off"
-        return {"implementation": value} if isinstance(value, str) else value
-
-    @field_validator("motion", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return "off" if value is False else value
+        return {"implementation": value} if isinstance(value, str) or value is False else value
 
 
 class Role(_Section):
     """Which model plays a role. What is left out is the profile's. Short forms: a name, `off`, or a path to weights."""
 
-    implementation: str | None = None
+    implementation: Annotated[str | None, Off] = None
     weights: str | None = None
     """A file or folder that replaces the published weights."""
     revision: str | None = None
@@ -128,16 +129,11 @@ class Role(_Section):
 
 
 class Models(_Section):
-    profile: Literal["off", "offline", "paper"] = "off"
+    profile: Annotated[Literal["off", "offline", "paper"], Off] = "off"
     """offline: only weights that come with packages. paper: those of the paper. See `clipmill models list`."""
     roles: dict[str, Role] = Field(default_factory=dict)
     near_duplicates: bool = True
     """Look for clips that are alike, where there are embeddings."""
-
-    @field_validator("profile", mode="before")
-    @classmethod
-    def _off(cls, value: Any) -> Any:
-        return "off" if value is False else value
 
     @field_validator("roles", mode="before")
     @classmethod

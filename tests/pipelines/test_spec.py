@@ -122,6 +122,15 @@ def test_roles_have_short_forms(tmp_path: Path) -> None:
     assert parse_spec(yaml.safe_load(spec.as_yaml()), "again") == spec
 
 
+def test_off_may_be_written_bare_wherever_it_may_be_written() -> None:
+    roles = "roles: {nsfw: {implementation: off}}"
+    text = f"{{scores: {{motion: off, text: {{implementation: off}}}}, models: {{profile: off, {roles}}}}}"
+    spec = parse_spec(INPUT | yaml.safe_load(text), "x")
+    assert (spec.scores.motion, spec.scores.text.implementation, spec.models.profile) == ("off", "off", "off")
+    assert spec.models.roles["nsfw"].implementation == "off"
+    assert resolve("films", None, ("scores.text.implementation=off",)).scores.text.implementation == "off"
+
+
 def test_a_profile_says_what_it_has_no_model_for() -> None:
     offline = parse_spec(INPUT | {"models": {"profile": "offline"}}, "x").models
     assert offline.choices().keys() == {"flow", "similarity", "aesthetic", "nsfw"}
