@@ -130,9 +130,7 @@ def _expand(uri: str, column: str) -> Iterator[pa.Table]:
                 raise InputError(f"input: {uri}: the glob matches no file")
             yield from _tables(_source(fs, entry) for entry in matches)
         elif fs.isdir(path):
-            entries = fs.find(path, detail=True).values()
-            films = (entry for entry in entries if entry["name"].rpartition(".")[2].lower() in VIDEO_SUFFIXES)
-            yield from _tables(_source(fs, entry) for entry in films)
+            yield from _tables(_searched(fs, path))
         elif suffix in _LISTS:
             yield from _listed(fs, path, uri, suffix, column)
         else:
@@ -143,6 +141,30 @@ def _expand(uri: str, column: str) -> Iterator[pa.Table]:
         if suffix not in VIDEO_SUFFIXES or pattern:
             raise InputError(f"input: {uri}: {_reason(error)}") from None
         yield from _tables([SourceFile(uri, None)])
+
+
+def _searched(fs: fsspec.AbstractFileSystem, path: str) -> Iterator[SourceFile]:
+    """The video files of a folder, and those of its folders that cannot be read, which become rows that say so.
+
+    Raises:
+        OSError: the folder itself cannot be read.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        yield from (_source(fs, entry) for entry in fs.find(path, detail=True).values() if _is_film(entry["name"]))
+        return
+    closed: list[OSError] = []
+    for folder, _, names in os.walk(path, onerror=closed.append):  # fsspec leaves out what it cannot read
+        for name in filter(_is_film, names):
+            yield _stat(local_uri(os.path.join(folder, name)))
+    for error in closed:
+        if error.filename == path:
+            raise error
+        if not isinstance(error, FileNotFoundError):  # deleted meanwhile
+            yield SourceFile(local_uri(error.filename), None)
+
+
+def _is_film(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in VIDEO_SUFFIXES
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Every way of naming sources gives the same sorted list, and what cannot be a source is refused or becomes a row."""
 
+import errno
 import os
 import threading
 from collections.abc import Iterator
@@ -42,6 +43,24 @@ def test_a_folder_is_searched_for_videos(folder: Path) -> None:
     sources = found(str(folder))
     assert names(sources, folder) == ["a.MKV", "b.mp4", "deep/c.webm"]
     assert [source.size for source in sources] == [5, 5, 11]
+
+
+def test_a_folder_that_cannot_be_read_is_said_and_hides_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, scandir = str(folder / "deep"), os.scandir
+
+    def locked(path: str) -> object:  # chmod would not keep root out
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert found(folder) == [
+        SourceFile(str(folder / "a.MKV"), 5),
+        SourceFile(str(folder / "b.mp4"), 5),
+        SourceFile(closed, None),
+    ]
+    with pytest.raises(InputError, match="deep: permission denied"):
+        found(closed)
 
 
 def test_files_globs_and_overlapping_inputs_name_each_source_once(
