@@ -35,7 +35,7 @@ class _Section(BaseModel):
 
 
 class Input(_Section):
-    uris: list[str] = Field(min_length=1)
+    uris: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1)
     """Files, folders (searched recursively for video files), globs, .csv or .parquet lists; local or any fsspec URL."""
     column: str = "uri"
     """Column of the lists that names the source."""
@@ -244,7 +244,7 @@ class Spec(_Section):
 
     version: Literal[1] = 1
     input: Input
-    output: str = "clipmill-out"
+    output: str = Field(default="clipmill-out", min_length=1)
     cuts: Cuts = Cuts()
     clips: Clips = Clips()
     scores: Scores = Scores()

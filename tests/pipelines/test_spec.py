@@ -29,6 +29,8 @@ def refusal(data: Any) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"input": {"uris": ""}}, "input.uris.0: String should have at least 1 character"),  # not the current folder
+        ({"output": ""}, "output: String should have at least 1 character"),
         ({"clip": {}}, "job.yaml: clip: unknown key; known here: version, input, output"),
         ({"clips": 3}, "job.yaml: clips: takes keys (mode, min, max), not int"),
         ({"clips": {"minimum": "2 s"}}, "clips.minimum: unknown key; known here: mode, min, max"),
