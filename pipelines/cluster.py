@@ -3,16 +3,23 @@
 import logging
 import os
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+from pipelines.live import KEPT
 
 
 class ClusterError(Exception):
     """Ray cannot be started or reached. One line for a person."""
+
+
+NO_RAY = 69
+"""Exit code of a command that has no Ray (any more): EX_UNAVAILABLE."""
 
 
 @contextmanager
@@ -39,6 +46,7 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # the command's own priority, not Ray's 15: `nice` is the user's
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet():
             if address:
@@ -48,10 +56,40 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
     except Exception as error:  # Ray raises plain Exception, too, where a process of its own did not come up
         where = f"Ray at {address} cannot be reached" if address else "Ray cannot be started"
         raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from error
+    if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has its own by now, which prints a stack
     try:
-        yield ray.cluster_resources().get("CPU", 0.0)
+        with nullcontext() if address else _watched():
+            yield ray.cluster_resources().get("CPU", 0.0)
     finally:
         end()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """End this process with `NO_RAY`, and say so, when one of the processes that Ray cannot be without has died.
+
+    Ray itself would end it, after up to a minute and often without a word. No call to Ray returns any more, so there is
+    no unwinding: it is as if this process had been killed too.
+    """
+    from ray._private import worker
+
+    node, over = worker._global_node, threading.Event()
+    vital = [info.process for name in ("raylet", "gcs_server") for info in node.all_processes[name]]
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            if any(process.poll() is not None for process in vital):
+                say = f"clipmill: Ray has died (it was killed, or memory ran out); {KEPT}: the same command goes on"
+                print(f"\n{say}", file=sys.stderr, flush=True)
+                node.kill_all_processes(check_alive=False)
+                os._exit(NO_RAY)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def end(patience_s: float = 20.0) -> None:
@@ -59,7 +97,8 @@ def end(patience_s: float = 20.0) -> None:
 
     Ray says goodbye to its server by a call without a deadline, and once, on a busy machine, waited for ever for an
     answer that did not come. So after `patience_s` the processes that were started here are killed: the call fails
-    then, and Ray goes on ending.
+    then, and Ray goes on ending. Ctrl-C, which has led here perhaps, is not listened to meanwhile: it would leave this
+    half done, for Python's end to do again.
     """
     import ray
     from ray._private import worker
@@ -69,10 +108,24 @@ def end(patience_s: float = 20.0) -> None:
     guard = threading.Timer(patience_s, worker._global_node.kill_all_processes, kwargs={"check_alive": False})
     guard.daemon = True
     guard.start()
+    with _uninterrupted():
+        try:
+            ray.shutdown()
+        finally:
+            guard.cancel()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C while the block runs (in the main thread, the only one that it interrupts)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        ray.shutdown()
+        yield
     finally:
-        guard.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 def start(cpus: int, attempts: int = 3, **options: Any) -> None:

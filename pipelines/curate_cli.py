@@ -86,17 +86,16 @@ def _keys(path: str) -> list[str]:
     return parts
 
 
-NO_RAY = 69  # EX_UNAVAILABLE
-
-
 def run(spec: Spec, address: str | None, again: str) -> None:
-    """Run a job with a display; ends the program with 2 when it is refused, 69 when there is no Ray, 1 (and `KEPT` in
-    its last line) when it failed, 130 when interrupted.
+    """Run a job with a display.
+
+    Ends the program with 2 when it is refused, 69 when there is no Ray (any more), 1 (and `KEPT` in its last line) when
+    it failed, 130 when interrupted.
 
     Args:
         again: the command that carries the job on, as it is shown to the user.
     """
-    from pipelines.cluster import ClusterError
+    from pipelines.cluster import NO_RAY, ClusterError
     from pipelines.curate import JobFailed, curate
     from pipelines.decide import read_decision
     from pipelines.preflight import Refused
