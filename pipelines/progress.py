@@ -67,6 +67,7 @@ class Display:
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._picture, transient=True)
             self._live.start()
+            self._console.show_cursor()  # rich hides it, and a process that is killed could not give it back
         return self
 
     def __exit__(

@@ -44,6 +44,13 @@ def test_without_a_terminal_lines_are_few_and_whole() -> None:
     assert "100 clips" in lines[1]
 
 
+def test_a_terminal_keeps_its_cursor_also_when_the_process_is_killed() -> None:
+    out = io.StringIO()
+    with Display(Console(file=out, force_terminal=True)):
+        while_running = out.getvalue()
+    assert while_running.rfind("\x1b[?25h") > while_running.rfind("\x1b[?25l")
+
+
 def test_the_tables_close() -> None:
     ok = {"source_uri": "a", "status": "ok", "duration_s": 60.0, "clips": 5, "kept_s": 40.0, "lost_short_s": 12.0}
     ok |= {"lost_transition_s": 8.0, "lost_keyframe_s": 0.0, "lost_error_s": 0.0, "cuts_s": 2.0, "probe_s": 0.5}
