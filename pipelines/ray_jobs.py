@@ -9,6 +9,8 @@ share a machine, one that starts deletes what Ray has unpacked for the other.
 """
 
 import importlib
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -64,11 +66,27 @@ class RayJobs:
     """Ray Jobs at one address. The connection is made when it is first needed, so that a cluster may be down before."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        from pipelines.cluster import set_authentication
-
-        set_authentication(address)  # before Ray is imported, which reads it then
         self.address = address
         self._connected: JobSubmissionClient | None = None
+
+    def _prepare(self) -> None:
+        """Say how Ray authenticates before it is imported, and not before it answers: the token of a cluster that is
+        being started is made meanwhile. Raises RayUnreachable."""
+        from pipelines.cluster import set_authentication
+
+        if "ray" in sys.modules:
+            return
+        if "RAY_AUTH_MODE" not in os.environ and self.address.startswith("http"):
+            import requests  # as Ray's own client does, so by the same proxies and certificates
+
+            try:
+                requests.head(self.address, timeout=10)
+            except requests.ConnectionError:
+                said = "nobody answers there; `clipmill cluster` starts Ray on this machine"
+                raise RayUnreachable(f"Ray at {self.address}: {said}") from None
+            except OSError as error:
+                raise RayUnreachable(f"Ray at {self.address}: {error}") from None
+        set_authentication(self.address)
 
     def _client(self) -> "JobSubmissionClient":
         if self._connected is None:
@@ -80,13 +98,16 @@ class RayJobs:
     @contextmanager
     def _asking(self, job: str | None = None) -> Iterator["JobSubmissionClient"]:
         """A client; what goes wrong becomes RayUnreachable or UnknownRayJob."""
-        from ray.exceptions import AuthenticationError
+        self._prepare()
+        from ray.exceptions import RayError
 
         try:
             yield self._client()
-        except (OSError, RuntimeError, ValueError, AuthenticationError) as error:
+        except (OSError, RuntimeError, ValueError, RayError) as error:
             said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            if job is not None and "404" in said:
+            if said.startswith("Version check returned"):  # another program's
+                said = "does not answer as Ray's dashboard does; the address of `clipmill serve` goes without --ray"
+            elif job is not None and "404" in said:
                 raise UnknownRayJob(f"Ray at {self.address}: {said}") from None
             raise RayUnreachable(f"Ray at {self.address}: {said}") from None
 

@@ -42,12 +42,10 @@ def serve_command(
     Every job gets a folder below DATASETS (a folder that all nodes share, or a URL). On 127.0.0.1 no token is needed;
     on any other address make one first with `clipmill token make`. It can be killed and started again at any time.
     """
-    from pipelines.ray_jobs import RayJobs
-
-    ray = RayJobs(address)  # first: it says how Ray authenticates before anything imports Ray
     from curation.input_policy import InputPolicy
     from curation.structured_log import log_to_stderr
     from pipelines.preflight import Refused, locked
+    from pipelines.ray_jobs import RayJobs
     from pipelines.service.app import LOOPBACK, serve
     from pipelines.service.jobs import Jobs
     from pipelines.service.tokens import TokenError, TokenStore, default_path
@@ -68,7 +66,7 @@ def serve_command(
     port = _free_port(host, port)
     log_to_stderr()
     try:
-        jobs = Jobs(datasets, ray, InputPolicy.of(inputs, web), limit=running, installed=installed)
+        jobs = Jobs(datasets, RayJobs(address), InputPolicy.of(inputs, web), limit=running, installed=installed)
         with locked(jobs.root):  # a second service would start every job a second time
             click.echo(f"{'https' if certificate else 'http'}://{host}:{port}/   (Ctrl-C ends it; jobs go on)")
             serve(jobs, tokens, host=host, port=port, certificate=certificate, key=key)

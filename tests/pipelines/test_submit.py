@@ -1,7 +1,11 @@
 """A spec sent to a cluster through Ray Jobs runs there with this checkout's code, and can be watched and stopped."""
 
+import os
 import subprocess
+import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,40 @@ def test_a_cluster_that_is_not_there_is_one_line(
     assert result.exit_code == 2
     assert result.output.startswith("clipmill: Ray at http://127.0.0.1:9: ")
     assert result.output.count("\n") == 1
+
+
+_EARLY = """
+import os, sys
+from pathlib import Path
+import pipelines.service.app, pipelines.service.jobs
+from pipelines.ray_jobs import RayJobs, RayUnreachable
+
+jobs = RayJobs("http://127.0.0.1:9")  # what `clipmill serve` does while `clipmill cluster` starts
+try:
+    jobs.list()
+except RayUnreachable as error:
+    print(error)
+token = Path.home() / ".ray" / "auth_token"
+token.parent.mkdir()
+token.write_text("secret")
+jobs.address = sys.argv[1]
+try:
+    jobs.list()
+except RayUnreachable:
+    print(os.environ["RAY_AUTH_MODE"])
+"""
+
+
+def test_the_token_of_a_cluster_that_is_being_started_is_found(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment["HOME"] = str(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as anybody:
+        threading.Thread(target=anybody.serve_forever, daemon=True).start()
+        command = [sys.executable, "-c", _EARLY, f"http://127.0.0.1:{anybody.server_port}"]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        anybody.shutdown()
+    said = "Ray at http://127.0.0.1:9: nobody answers there; `clipmill cluster` starts Ray on this machine"
+    assert run.stdout.splitlines() == [said, "token"], run.stderr
 
 
 class YoungCluster:
