@@ -1,6 +1,7 @@
 """What the command line says to a running `clipmill serve`."""
 
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +12,16 @@ from pipelines.service.record import is_job_id
 from pipelines.spec import Spec
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8080"
+_PATIENCE_S = 60.0  # with a service that has gone away while a log is followed: it may be started again
+_RETRY_S = 1.0
 
 
 class ServiceError(Exception):
     """The service does not answer, or says no. One line for a person."""
+
+
+class Unreachable(ServiceError):
+    """The service does not answer, or no longer."""
 
 
 class Client:
@@ -70,8 +77,22 @@ class Client:
         return "".join(self._stream(f"/api/jobs/{_segment(job)}/logs"))
 
     def follow(self, job: str) -> Iterator[str]:
-        """What a job prints, until it ends."""
-        return self._stream(f"/api/jobs/{_segment(job)}/logs?follow=true")
+        """What a job prints, until it ends; also over a service that is killed and started again meanwhile."""
+        shown, lost_at = 0, None
+        while True:
+            at = 0
+            try:
+                for piece in self._stream(f"/api/jobs/{_segment(job)}/logs?follow=true"):
+                    at, lost_at = at + len(piece), None
+                    if at > shown:
+                        yield piece[-(at - shown) :]
+                        shown = at
+                return
+            except Unreachable:
+                lost_at = lost_at or time.monotonic()
+                if not shown or time.monotonic() - lost_at > _PATIENCE_S:
+                    raise
+            time.sleep(_RETRY_S)
 
     def _ask(self, method: str, path: str, **body: Any) -> Any:
         try:
@@ -79,7 +100,10 @@ class Client:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
         self._check(answer)
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise self._no_service(answer) from None
 
     def _stream(self, path: str) -> Iterator[str]:
         try:
@@ -97,16 +121,20 @@ class Client:
         try:
             said = str(answer.json()["detail"])
         except (ValueError, KeyError, TypeError):
-            said = f"answers {answer.status_code}"
+            raise self._no_service(answer) from None
         raise ServiceError(f"service at {self.address}: {' '.join(said.split())}")
 
-    def _unreachable(self, error: Exception) -> ServiceError:
+    def _no_service(self, answer: httpx.Response) -> ServiceError:
+        said = f"answers {answer.status_code}, and not as `clipmill serve` does, which prints its address"
+        return ServiceError(f"service at {self.address}: {said}; the address of Ray's dashboard goes with --ray")
+
+    def _unreachable(self, error: Exception) -> Unreachable:
         said = str(error) or type(error).__name__
         if "CERTIFICATE_VERIFY_FAILED" in said:
             why = said.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or said
             way_out = "set SSL_CERT_FILE to the PEM file of the certificate, or of the authority that signed it"
-            return ServiceError(f"service at {self.address}: its certificate is not trusted ({why}); {way_out}")
-        return ServiceError(f"service at {self.address}: {said}; start it with `clipmill serve`, or use --ray")
+            return Unreachable(f"service at {self.address}: its certificate is not trusted ({why}); {way_out}")
+        return Unreachable(f"service at {self.address}: {said}; start it with `clipmill serve`, or use --ray")
 
 
 def _segment(job: str) -> str:

@@ -6,12 +6,15 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+import pipelines.service.client
 from curation.input_policy import InputPolicy
 from pipelines.cli import main
 from pipelines.live import SILENT_S, Progress, describe, read_live, told
+from pipelines.service.client import Client, ServiceError
 from pipelines.service.jobs import Jobs
 from pipelines.service.routes import progress_of
 from pipelines.service.tokens import TokenStore
@@ -124,3 +127,42 @@ def test_a_job_that_starts_again_does_not_show_what_its_killed_driver_said(jobs:
         said = asdict(replace(killed, written=killed.written - silent_s))
         jobs.storage("one").write("progress.json", json.dumps(said).encode())
         assert progress_of(jobs, "one").stage == stage
+
+
+class _Torn(httpx.SyncByteStream):
+    """A body that ends as that of a killed service does."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"one\ntw"
+        raise httpx.RemoteProtocolError("peer closed connection")
+
+
+def test_a_log_is_followed_over_a_service_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipelines.service.client, "_RETRY_S", 0.0)
+    answers = iter([httpx.Response(200, stream=_Torn()), None, httpx.Response(200, text="one\ntwo\nthree\n")])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (said := next(answers)) is None:
+            raise httpx.ConnectError("refused")
+        return said
+
+    client = Client("http://x", httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x"))
+    assert "".join(client.follow("job")) == "one\ntwo\nthree\n"
+    answers = iter([None])
+    with pytest.raises(ServiceError, match="refused; start it with"):
+        list(client.follow("job"))
+
+
+@pytest.mark.parametrize("status", [200, 401, 404, 502])
+def test_another_program_at_the_address_is_said(status: int) -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, text="<html>hello</html>"))
+    client = Client("http://x", httpx.Client(transport=transport, base_url="http://x"))
+    with pytest.raises(ServiceError, match=f"answers {status}, and not as `clipmill serve` does.*--ray"):
+        client.jobs()
+
+
+def test_a_service_is_not_taken_for_ray(jobs: Jobs) -> None:
+    with serving(jobs, None) as url:
+        result = clipmill("list", "--ray", "--address", url)
+    assert result.exit_code == 2
+    assert "does not answer as Ray's dashboard does; the address of `clipmill serve` goes without" in result.output

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 @contextmanager
-def serving(jobs: Jobs, tokens: TokenStore) -> Iterator[str]:
+def serving(jobs: Jobs, tokens: TokenStore | None) -> Iterator[str]:
     port = free_port()
     app = create_app(jobs, tokens, dashboard=False)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
