@@ -15,7 +15,7 @@ from curation.source import failed_row
 from pipelines.commit import Committer, compact, duplicate_row, finish_compaction
 from pipelines.dataset import Dataset
 from pipelines.duplicates import near_duplicates_of
-from pipelines.inputs import InputError, find_duplicates, find_sources
+from pipelines.inputs import InputError, absolute, find_duplicates, find_sources
 from pipelines.live import Progress, describe, told
 from pipelines.metrics import Metrics
 from pipelines.preflight import Pools, Refused, check_space, check_weights, locked, open_output, plan_pools, traceless
@@ -42,7 +42,10 @@ def prepare(spec: Spec) -> tuple[Dataset, Named]:
     except (InputError, NoRoom) as error:
         raise Refused(str(error)) from None
     if not named:
-        raise Refused(f"input: no video files in {', '.join(spec.input.uris)}")
+        inside = f"{absolute(spec.output)}/"
+        hidden = any(f"{absolute(uri)}/".startswith(inside) for uri in spec.input.uris)
+        why = f" outside of the output folder {spec.output}, which is not searched" if hidden else ""
+        raise Refused(f"input: no video files in {', '.join(spec.input.uris)}{why}")
     return Dataset(open_output(spec).root), named
 
 

@@ -66,6 +66,9 @@ def test_no_inputs(tmp_path: Path) -> None:
     assert "no such file or folder" in refused(curate(tmp_path / "nowhere", "-o", tmp_path / "out"))
     (tmp_path / "empty").mkdir()
     assert "no video files in" in refused(curate(tmp_path / "empty", "-o", tmp_path / "out"))
+    (tmp_path / "empty" / "a.mp4").write_bytes(b"")
+    said = refused(curate(tmp_path / "empty", "-o", tmp_path / "empty"))
+    assert f"outside of the output folder {tmp_path / 'empty'}, which is not searched" in said
     assert not (tmp_path / "out").exists()
 
 
