@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
     try:
         with _quiet():
             if address:
+                _knock(address)
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
             else:
                 start(cpus or local_cpus(), include_dashboard=False)
@@ -63,6 +65,13 @@ def cluster(address: str | None = None, cpus: int | None = None) -> Iterator[flo
             yield ray.cluster_resources().get("CPU", 0.0)
     finally:
         end()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError when nobody listens at HOST:PORT, for which Ray itself waits for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
 
 
 @contextmanager

@@ -53,3 +53,9 @@ def test_a_signal_is_an_interruption_and_the_death_of_ray_is_said_at_once() -> N
     assert run.stdout.startswith("interrupted\n")
     assert run.stderr.strip().endswith("what is finished is kept: the same command goes on")
     assert "***" not in run.stderr
+
+
+def test_a_cluster_that_is_not_there_is_said_at_once() -> None:
+    script = "from pipelines.cluster import cluster\nwith cluster('127.0.0.1:9'): pass"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert "Ray at 127.0.0.1:9 cannot be reached: [Errno 111] Connection refused" in run.stderr
