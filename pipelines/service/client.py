@@ -78,6 +78,7 @@ class Client:
 
     def follow(self, job: str) -> Iterator[str]:
         """What a job prints, until it ends; also over a service that is killed and started again meanwhile."""
+        self.job(job)  # one that is not there is not waited for
         shown, lost_at = 0, None
         while True:
             at = 0
@@ -90,7 +91,7 @@ class Client:
                 return
             except Unreachable:
                 lost_at = lost_at or time.monotonic()
-                if not shown or time.monotonic() - lost_at > _PATIENCE_S:
+                if time.monotonic() - lost_at > _PATIENCE_S:
                     raise
             time.sleep(_RETRY_S)
 

@@ -139,7 +139,8 @@ class _Torn(httpx.SyncByteStream):
 
 def test_a_log_is_followed_over_a_service_that_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.service.client, "_RETRY_S", 0.0)
-    answers = iter([httpx.Response(200, stream=_Torn()), None, httpx.Response(200, text="one\ntwo\nthree\n")])
+    there, torn = httpx.Response(200, json={}), httpx.Response(200, stream=_Torn())
+    answers = iter([there, None, torn, None, httpx.Response(200, text="one\ntwo\nthree\n")])
 
     def answer(request: httpx.Request) -> httpx.Response:
         if (said := next(answers)) is None:
