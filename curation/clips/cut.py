@@ -191,9 +191,11 @@ class _Pass:
     def _finished(self, packet: av.Packet) -> Iterator[Clip | ClipFailure]:
         """The clips at the head of the line that nothing more will be added to."""
         at = packet.dts if packet.dts is not None else packet.pts
+        shown_at = packet.pts if packet.pts is not None else packet.dts  # now: a clip that is written changes it
+        number = self.number_of.get(shown_at) if shown_at is not None else None
         while self.open:
             job = self.open[0]
-            if not (job.complete or (at is not None and self._passed(job, packet))):
+            if not (job.complete or (number is not None and self._passed(job, number))):
                 return
             end_s = job.end_s
             if (
@@ -207,12 +209,10 @@ class _Pass:
             yield self._finish(job, None)
             self._open_jobs(job.span.end_frame)
 
-    def _passed(self, job: Job, packet: av.Packet) -> bool:
-        """Whether the pass is beyond everything that the clip is made of, so that what is missing stays missing."""
-        at = packet.pts if packet.pts is not None else packet.dts
-        number = self.number_of.get(at) if at is not None else None
-        if number is None:
-            return False
+    def _passed(self, job: Job, number: int) -> bool:
+        """Whether the pass, at the packet of a frame, is beyond everything that the clip is made of, so that what is
+        missing stays missing.
+        """
         rank = int(self.info.decode_rank[number])
         if rank <= job.last_rank:
             return False

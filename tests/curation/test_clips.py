@@ -215,6 +215,19 @@ def test_a_film_whose_first_key_frame_an_edit_list_hides_is_clipped_whole(made: 
         prove(clip, info, frames, tmp_path)
 
 
+def test_a_transport_stream_whose_clock_wraps_is_copied(tmp_path: Path) -> None:
+    """Its clock has 33 bits, a day and two hours; what lies before the wrap has negative times."""
+    path, wrap_s = tmp_path / "wrap.ts", 2**33 / 90000
+    made = make_film(tmp_path / "film.ts", SHOTS, JOINS, size=SIZE, gop=20, scenecut=False).path
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(made), "-c", "copy"]
+    subprocess.run([*command, "-output_ts_offset", f"{wrap_s - 4:.6f}", str(path)], check=True)
+    info = probe(path)
+    assert info.pts[0] < 0 < info.end_pts
+    spans = [span(info, 0, 40), span(info, 40, 80), span(info, 80, info.frames)]
+    for clip in cut_clips(info, spans, mode="keyframe"):
+        assert prove(clip, info, film_frames(path), tmp_path) == clip.span.end_frame - clip.span.start_frame
+
+
 def test_times_that_follow_decoding_order_are_refused_by_name(tmp_path: Path) -> None:
     """AVI has no presentation times: with B-frames, nothing in the file says which frame is where."""
     path = tmp_path / "film.avi"
