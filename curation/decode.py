@@ -116,12 +116,15 @@ def _feed(
     by_rank = np.argsort(info.decode_rank)
     context = stream.codec_context
     can_seek = info.container.split(",")[0] in _INDEXED_CONTAINERS
+    given = -1  # the last frame that was given out
 
     def numbered(frames: list[VideoFrame]) -> Iterator[tuple[int, VideoFrame]]:
+        nonlocal given
         for frame in frames:
             at = frame.pts if frame.pts is not None else frame.dts
             number = number_of.get(at) if at is not None else None
-            if number is not None:
+            if number is not None and number != given:  # else the second of two frames with one time
+                given = number
                 yield number, frame
 
     def sent(packet: av.Packet | None) -> list[VideoFrame]:
@@ -147,7 +150,8 @@ def _feed(
                 at = packet.pts if packet.pts is not None else packet.dts
                 number = number_of.get(at) if at is not None else None
                 if number is None:
-                    if active:
+                    # Before the first frame there is what an edit list hides, its key frame for instance.
+                    if active or start == 0 > at_rank:
                         yield from numbered(sent(packet))
                     continue
                 at_rank = int(info.decode_rank[number])

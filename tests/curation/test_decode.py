@@ -1,8 +1,10 @@
 """Decoding part of a film gives exactly the frames that decoding all of it gives, for less work."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -70,6 +72,29 @@ def test_frames_that_no_other_needs_can_be_left_out_or_spared(tmp_path: Path) ->
     skip[20:30] = SKIPS.index("nothing")
     with_spared = [number for number, _ in decode(info, skip=skip)]
     assert sorted(set(reference) | set(range(20, 30))) == with_spared
+
+
+def _copied(film: Path, to: Path, *options: str, before: tuple[str, ...] = ()) -> Path:
+    """`film` with its packets as they are, by ffmpeg."""
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *before, "-i", str(film), "-c", "copy"]
+    subprocess.run([*ffmpeg, *options, str(to)], check=True)
+    return to
+
+
+def test_frames_before_the_first_key_frame_that_is_shown_are_decoded(tmp_path: Path) -> None:
+    """Cut out of a film without re-encoding: an edit list hides the key frame that the first frames need."""
+    path = film(tmp_path, "whole.mp4", {"gop": 30, "bframes": 2, "scenecut": False})
+    info = probe(_copied(path, tmp_path / "part.mp4", before=("-ss", "0.52")))
+    assert not info.keyframe[0]
+    assert [number for number, _ in decode(info)] == list(range(info.frames))
+    assert [number for number, _ in decode(info, np.array([4]), skip="nonref")][:1] == [0]
+
+
+def test_of_two_frames_with_one_time_the_first_is_given(tmp_path: Path) -> None:
+    path = film(tmp_path, "whole.mkv", {"gop": 25, "bframes": 0})
+    info = probe(_copied(path, tmp_path / "twice.mkv", "-bsf:v", "setts=ts=if(eq(N\\,40)\\,TS-40\\,TS)"))
+    assert info.frames == probe(path).frames - 1
+    assert [number for number, _ in decode(info)] == list(range(info.frames))
 
 
 def test_a_film_damaged_in_its_middle_gives_its_other_frames(tmp_path: Path) -> None:
