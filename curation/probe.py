@@ -35,6 +35,7 @@ _FORMATS = (
 """Kinds of files that are opened, by libav's names: those that hold all that they show. A playlist (hls, concat, dash)
 names other files, which no input policy has seen."""
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"<MPD", b"<CompositionPlaylist")  # near a playlist's beginning
+_UNTIMED_SHARE = 0.1  # of frames without a time, which are left out: more are not passed over in silence
 _ENTRIES = 3  # key frames tried for the film's rotation: the first may be damaged
 
 
@@ -207,7 +208,7 @@ def probe(path: str | Path) -> VideoInfo:
             raise CannotDecode("no_dimensions", f"{path}: the video stream has no frame size")
         is_h264 = context.codec.canonical_name == "h264"
         references = BFrameReferences(context.extradata) if is_h264 else None
-        pts, sizes, keys, durations, is_b, entries, restarts = _packets(container, stream, references)
+        pts, sizes, keys, durations, is_b, entries, restarts, untimed = _packets(container, stream, references)
         if any(packet.has_sidedata("encryption_info") for packet in entries):
             raise CannotDecode("encrypted", f"{path}: its frames are encrypted, and no key is known")
         if len(pts) == 0 and entries:
@@ -216,6 +217,12 @@ def probe(path: str | Path) -> VideoInfo:
                 f"{path}: a raw {container.format.name} stream, which does not say when its frames are shown; "
                 "put it into a container, for instance with: mkvmerge -o film.mkv FILE",
             )
+        if untimed > _UNTIMED_SHARE * (len(pts) + untimed):
+            raise CannotDecode(
+                "no_timestamps",
+                f"{path}: {untimed} of its {len(pts) + untimed} frames do not say when they are shown; "
+                "re-encode it first: ffmpeg -i FILM FILM.mp4",
+            )
         if len(pts) == 0:
             raise CannotDecode("no_frames", f"{path}: the video stream holds no frames")
         assert stream.time_base is not None
@@ -223,7 +230,7 @@ def probe(path: str | Path) -> VideoInfo:
         order = order[np.concatenate([[True], np.diff(pts[order]) > 0])]
         rank = np.argsort(np.argsort(order))
         pts, sizes, keys, durations, is_b = pts[order], sizes[order], keys[order], durations[order], is_b[order]
-        nominal = stream.average_rate or stream.guessed_rate or Fraction(25)
+        nominal = _nominal_rate(stream, pts)
         last = int(durations[-1]) or (
             int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / nominal / stream.time_base)
         )
@@ -244,7 +251,7 @@ def probe(path: str | Path) -> VideoInfo:
             color_range={1: "tv", 2: "pc"}.get(int(context.color_range or 0), "unspecified"),
             color_space=str(int(context.colorspace or 2)),
             time_base=stream.time_base,
-            nominal_rate=Fraction(nominal),
+            nominal_rate=nominal,
             pts=pts,
             packet_size=sizes,
             keyframe=keys,
@@ -260,13 +267,14 @@ def probe(path: str | Path) -> VideoInfo:
 
 def _packets(
     container: av.container.InputContainer, stream: VideoStream, references: BFrameReferences | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet], bool]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[av.Packet], bool, int]:
     """Timestamps, sizes, key flags, durations and whether they hold B-frames, of the stream's packets, in file order;
-    its first key frames; and whether it ends where its timestamps start again.
+    its first key frames; whether it ends where its timestamps start again; and how many packets have no timestamp.
     """
     rows: list[tuple[int, int, bool, int, bool]] = []
     entries: list[av.Packet] = []
     restarts = False
+    untimed = 0
     whole = 0  # rows up to the last undamaged packet: a file that was cut off ends in part of one
     try:
         for packet in packets_of(container, stream):
@@ -282,6 +290,8 @@ def _packets(
             if at is not None:
                 rows.append((at, packet.size, packet.is_keyframe, packet.duration or 0, is_b))
                 whole = whole if packet.is_corrupt else len(rows)
+            else:
+                untimed += 1
     except Restarted:
         restarts = True
     except av.error.FFmpegError:
@@ -289,7 +299,19 @@ def _packets(
     pts, sizes, keys, durations, b_frames = zip(*rows[:whole], strict=True) if whole else ((), (), (), (), ())
     as_int = lambda values: np.array(values, dtype=np.int64)  # noqa: E731
     as_bool = lambda values: np.array(values, dtype=bool)  # noqa: E731
-    return as_int(pts), as_int(sizes), as_bool(keys), as_int(durations), as_bool(b_frames), entries, restarts
+    return as_int(pts), as_int(sizes), as_bool(keys), as_int(durations), as_bool(b_frames), entries, restarts, untimed
+
+
+def _nominal_rate(stream: VideoStream, pts: np.ndarray) -> Fraction:
+    """Frames per second by the header, unless its frames follow each other otherwise: it may name the clock's rate."""
+    said = [Fraction(each) for each in (stream.average_rate, stream.guessed_rate) if each]
+    if len(pts) < 3:
+        return said[0] if said else Fraction(25)
+    assert stream.time_base is not None
+    usual = int(np.median(np.diff(pts))) * stream.time_base
+    mean = Fraction(int(pts[-1] - pts[0]), len(pts) - 1) * stream.time_base
+    fitting = [rate for rate in said if any(Fraction(1, 2) <= rate * step <= 2 for step in (usual, mean))]
+    return fitting[0] if fitting else 1 / usual
 
 
 def _audio(container: av.container.InputContainer) -> AudioInfo | None:

@@ -103,6 +103,17 @@ def test_start_bit_depth_and_audio(tmp_path: Path) -> None:
     assert info.duration_s == pytest.approx(info.frames / 25)
 
 
+@pytest.mark.parametrize("rate", [25, Fraction(30000, 1001)])
+def test_a_header_that_gives_the_clocks_rate_is_not_believed(tmp_path: Path, rate: Fraction) -> None:
+    path = tmp_path / "clock.webm"
+    film = made(tmp_path, "film.webm", codec="libvpx-vp9", rate=rate).path
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film), "-c", "copy", "-r", "1000", str(path)]
+    subprocess.run(command, check=True)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 1000
+    assert float(probe(path).nominal_rate) == pytest.approx(float(rate), rel=0.02)
+
+
 def test_a_real_film() -> None:
     info = probe(film("bikes.mp4"))
     assert (info.frames, info.display_size, info.codec, info.audio) == (250, (640, 272), "h264", None)
@@ -154,6 +165,17 @@ def test_a_raw_stream_is_told_from_an_empty_film(tmp_path: Path, codec: str, suf
     subprocess.run([*command, str(raw)], check=True)
     with pytest.raises(CannotDecode, match=f"a raw {suffix} stream") as failure:
         probe(raw)
+    assert failure.value.reason == "no_timestamps"
+
+
+def test_a_film_most_of_whose_frames_have_no_time_is_refused(tmp_path: Path) -> None:
+    """H.264 in a program stream has one for each of its packs; frames that begin inside one have none."""
+    shots = (Shot("bikes.1", 46), Shot("bunny", 60), Shot("carphone", 44))
+    film, path = make_film(tmp_path / "film.ts", shots, gop=25).path, tmp_path / "film.vob"
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(film), "-c", "copy", str(path)]
+    subprocess.run(command, check=True)
+    with pytest.raises(CannotDecode, match="of its 150 frames do not say when they are shown") as failure:
+        probe(path)
     assert failure.value.reason == "no_timestamps"
 
 
