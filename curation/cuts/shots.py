@@ -9,7 +9,7 @@ import numpy as np
 
 from curation.cuts.cut import Kind
 from curation.cuts.gradual import MixtureLimits, coarse, mixtures, off_line_share, ramp, squared_distances
-from curation.cuts.pairs import histogram, is_grey, plain_steps, spreads, unexplained, unexplained_share
+from curation.cuts.pairs import histogram, is_grey, luma, plain_steps, spreads, unexplained, unexplained_share
 
 _STEPS = 8  # in which the motion through a gradual transition is followed
 
@@ -34,6 +34,8 @@ class Limits:
     contrast: float = 40.0
     least_contrast: float = 0.35
     one_step: float = 0.75  # a step that makes this share of the change is a hard cut, whatever moves beside it
+    insert_s: float = 0.1  # ... unless what interrupts it is a shot: lasts so long, between two steps,
+    insert_like: float = 0.5  # ... and looks less like it than this (correlation), as a lit or dimmed picture does not
     mixture: MixtureLimits = field(default_factory=MixtureLimits)
 
 
@@ -120,6 +122,10 @@ class Run:
             near = np.abs(self.times_s[:-1] - self.times_s[k]) <= self.limits.around_s
             near[k] = False
             near &= ~(self.plain[:-1] | self.plain[1:])  # steps from or to black are no motion
+            if near.any():
+                pair = sorted((k, int(np.flatnonzero(near)[np.argmax(self.steps[near])])))
+                if pair[1] - pair[0] > 1 and self._is_insert(pair[0], pair[1] + 1):
+                    near[pair] = False
             if not near.any() or self.steps[near].max() > self.limits.one_step * self.steps[k]:
                 continue  # the other side of a flash
             if self.steps[k] >= self.limits.lone * max(1.0, float(self._as_over(k, near).max())):
@@ -182,9 +188,27 @@ class Run:
         # Four looks either way are enough: what interrupts a picture for so short is gone in the last of them.
         later, earlier = later[:: -max(1, len(later) // 4)], earlier[:: max(1, len(earlier) // 4)]
         # What is nearer to the other picture is not this one: the cheap test first.
-        if any(self.difference(before, k) < 1 for k in self._nearer(later, before, after)):
-            return True
-        return any(self.difference(k, after) < 1 for k in self._nearer(earlier, after, before))
+        for k in self._nearer(later, before, after):
+            if self.difference(before, k) < 1 and not self._is_insert(before, k):
+                return True
+        for k in self._nearer(earlier, after, before):
+            if self.difference(k, after) < 1 and not self._is_insert(k, after):
+                return True
+        return False
+
+    def _is_insert(self, one: int, other: int) -> bool:
+        """Whether a shot of a few frames lies between frames `one` and `other`, which show the same picture."""
+        steps = self.steps[one:other]
+        first, last = sorted(one + int(k) for k in np.argsort(steps)[-2:])  # the steps into it and out of it
+        inside, edges = steps[first + 1 - one : last - one], min(self.steps[first], self.steps[last])
+        if not len(inside) or self.times_s[last + 1] - self.times_s[first + 1] < self.limits.insert_s - 1e-6:
+            return False  # seen once, or too short to tell it from a flash
+        if np.delete(steps, [first - one, last - one]).max() > self.limits.one_step * edges / 2:
+            return False
+        if self.plain[first : last + 1].any():
+            return False
+        light = luma(self.thumbs[[first, (first + 1 + last) // 2]]).reshape(2, -1)
+        return bool(np.corrcoef(light)[0, 1] < self.limits.insert_like)
 
     def _nearer(self, frames: np.ndarray, one: int, other: int) -> list[int]:
         """Those of the frames that look more like `one` than like `other`."""

@@ -354,6 +354,14 @@ def test_a_shot_too_short_for_a_second_key_frame_is_found(tmp_path: Path, frames
         assert sparse._settles(odd, 100, 100 + frames, sparse.Steadiness()) == settles
 
 
+@pytest.mark.parametrize(("frames", "scenecut"), [(3, False), (5, True), (8, False)])
+def test_a_shot_between_two_pieces_of_another_is_no_flash(tmp_path: Path, frames: int, scenecut: bool) -> None:
+    shots = (Shot("bikes.1", 50), Shot("bunny", frames), Shot("bikes.1", 50, start=50))
+    found_at = spans(found(make_film(tmp_path / "a.mp4", shots, gop=50, scenecut=scenecut).path))
+    whole = [("hard", 50, 50), ("hard", 50 + frames, 50 + frames)]
+    assert found_at == whole if frames > 3 else found_at in (whole, [("gradual", 50, 53)])
+
+
 def test_a_flash_before_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     """The picture after it gets the key frame; the GOP ends with the flash, which the shot before it begins."""
     shots = (
