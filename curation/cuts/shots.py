@@ -198,6 +198,8 @@ class Run:
 
     def _is_insert(self, one: int, other: int) -> bool:
         """Whether a shot of a few frames lies between frames `one` and `other`, which show the same picture."""
+        if other - one < 3:
+            return False
         steps = self.steps[one:other]
         first, last = sorted(one + int(k) for k in np.argsort(steps)[-2:])  # the steps into it and out of it
         inside, edges = steps[first + 1 - one : last - one], min(self.steps[first], self.steps[last])

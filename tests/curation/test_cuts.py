@@ -362,6 +362,14 @@ def test_a_shot_between_two_pieces_of_another_is_no_flash(tmp_path: Path, frames
     assert found_at == whole if frames > 3 else found_at in (whole, [("gradual", 50, 53)])
 
 
+def test_frames_that_come_out_of_order_are_examined(tmp_path: Path) -> None:
+    """H.264 with B-frames in AVI: times follow decoding order, so frames come out of the decoder in another one."""
+    shots = (Shot("bikes.1", 46), Shot("bunny", 60), Shot("carphone", 44))
+    path = make_film(tmp_path / "a.avi", shots, gop=20, scenecut=False, bframes=3).path
+    hard = [at for kind, at, _ in spans(found(path)) if kind == "hard"]
+    assert hard == pytest.approx([46, 106], abs=3)
+
+
 def test_a_flash_before_a_key_frame_is_no_cut(tmp_path: Path) -> None:
     """The picture after it gets the key frame; the GOP ends with the flash, which the shot before it begins."""
     shots = (
