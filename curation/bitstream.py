@@ -21,6 +21,7 @@ _SEI = {"h264": (H264_SEI,), "hevc": (HEVC_SEI_PREFIX, HEVC_SEI_SUFFIX)}
 _AUD = {"h264": H264_AUD, "hevc": HEVC_AUD}
 _HDR10 = (137, 144)  # payload types of supplemental information: mastering display, content light level
 _START_CODE = b"\x00\x00\x00\x01"
+_H264_HIGH_444_PREDICTIVE = 244  # profile_idc
 
 
 def nal_type(codec: str, nal: bytes) -> int:
@@ -120,6 +121,18 @@ def avcc(sets: list[bytes], size: int) -> bytes:
 def sps_id(nal: bytes) -> int:
     """seq_parameter_set_id of an H.264 SPS."""
     return Bits(unescaped(nal[4:12])).ue()
+
+
+def may_be_lossless(sps: bytes) -> bool:
+    """Whether an H.264 SPS lets pictures be coded without loss (qpprime_y_zero_transform_bypass_flag)."""
+    if sps[1] != _H264_HIGH_444_PREDICTIVE:
+        return False
+    bits = Bits(unescaped(sps[4:]))
+    bits.ue()  # seq_parameter_set_id
+    if bits.ue() == 3:
+        bits.u(1)
+    bits.ue(), bits.ue()  # bit depths
+    return bits.u(1) == 1
 
 
 def pps_id(nal: bytes) -> int:

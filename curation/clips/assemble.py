@@ -244,6 +244,9 @@ class Job:
         ids |= {bitstream.pps_id(nal) for nal in film if bitstream.nal_type("h264", nal) == bitstream.H264_PPS}
         if OUR_SPS_ID in ids or not film:
             raise ClipError("cannot_splice", f"{self.info.path}: its parameter sets leave no room for ours")
+        if any(bitstream.may_be_lossless(nal) for nal in film if bitstream.nal_type("h264", nal) == bitstream.H264_SPS):
+            # FFmpeg decodes what follows ours otherwise than alone, without an error.
+            raise ClipError("cannot_splice", f"{self.info.path}: lossless pictures do not follow ours")
         if size is None:
             return bitstream.join([*film, *ours], None), "avc3"
         return bitstream.avcc([*film, *ours], size), "avc1"

@@ -14,7 +14,7 @@ import pytest
 from curation.clips import Clip, ClipFailure, Mode, cut_clips
 from curation.clips.encode import PieceEncoder
 from curation.probe import probe
-from tests.curation.clip_proof import psnr, span
+from tests.curation.clip_proof import film_frames, prove, psnr, span
 from tests.media import Shot, make_film
 
 
@@ -172,3 +172,15 @@ def test_what_the_encoder_refuses_is_no_damage_and_fails_that_clip_only(
     assert refused.reason == "cannot_write"
     assert "frames 0 to 10 cannot be encoded" in refused.message
     assert isinstance(fine, Clip), fine
+
+
+@pytest.mark.parametrize(("start", "copied_s"), [(5, 0.0), (20, 0.8)])
+def test_lossless_h264_is_copied_or_encoded_whole(tmp_path: Path, start: int, copied_s: float) -> None:
+    """Behind lossy pictures FFmpeg decodes lossless ones into others, and reports no error."""
+    path = tmp_path / "film.mp4"
+    _encoded(path, "format=yuv420p", "-c:v", "libx264", "-preset", "veryfast", "-qp", "0", "-sc_threshold", "0")
+    info = probe(path)
+    (clip,) = cut_clips(info, [span(info, start, 60)])
+    assert isinstance(clip, Clip), clip
+    assert clip.copied_s == pytest.approx(copied_s)
+    prove(clip, info, film_frames(path), tmp_path)
