@@ -234,8 +234,10 @@ class _Pass:
                 # This stream's packets do not go together with ours, or not with a decoder that begins at a key frame
                 # (periodic intra refresh). Re-encoding the whole clip works where anything does.
                 return next(_Pass(self.info, [job.span], "exact", self.threads).run())
-            reason = error.reason if isinstance(error, ClipError) else "cannot_write"
-            return ClipFailure(job.span, reason, str(error))
+            if isinstance(error, ClipError):
+                return ClipFailure(job.span, error.reason, str(error))
+            frames = f"frames {job.span.start_frame} to {job.span.end_frame}"
+            return ClipFailure(job.span, "cannot_write", f"{self.info.path}: {frames} cannot be written ({error})")
         finally:
             if self.sound is not None:
                 upcoming = self.open[0].start_s if self.open else job.end_s

@@ -255,6 +255,22 @@ def test_avi_sound_whose_packets_share_ticks_is_copied(tmp_path: Path, mode: Mod
         assert float(heard * base) > 33 / 25 - 0.1
 
 
+def test_a_frame_that_lasts_longer_than_mp4_counts_fails_by_name(tmp_path: Path) -> None:
+    """Recordings that were joined byte by byte, the second made half a day after the first."""
+    parts = [tmp_path / "first.ts", tmp_path / "second.ts"]
+    make_film(parts[0], [Shot("bunny", 30)], size=SIZE)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(parts[0]), "-c", "copy"]
+    subprocess.run([*command, "-output_ts_offset", "43200", str(parts[1])], check=True)
+    path = tmp_path / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    info = probe(path)
+    lost, kept = cut_clips(info, [span(info, 29, 30), span(info, 30, 60)])
+    assert isinstance(lost, ClipFailure)
+    assert isinstance(kept, Clip), kept
+    assert lost.reason == "cannot_write"
+    assert "joined.ts: frames 29 to 30 cannot be written" in lost.message
+
+
 def test_keyframe_mode_refuses_what_it_cannot_copy(made: Made) -> None:
     info, _ = made("h264.mp4")
     key = int(np.flatnonzero(info.keyframe)[1])
