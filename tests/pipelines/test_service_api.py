@@ -260,7 +260,7 @@ def test_an_output_that_holds_something_else_is_refused(service: Service) -> Non
         ({"output": "/etc/clipmill"}, 422, "is not a name"),
         ({"output": "a/b"}, 422, "is not a name"),
         ({"output": "s3://bucket/x"}, 422, "is not a name"),
-        ({"output": ""}, 422, "is not a name"),
+        ({"output": ""}, 422, "at least 1 character"),
         ({"input": {"uris": ["/etc"]}}, 403, "/etc: not below any"),
         ({"input": {"uris": ["file:///etc/passwd"]}}, 403, "not below any"),
         ({"input": {"uris": ["FILMS/../../etc"]}}, 403, "not below any"),
