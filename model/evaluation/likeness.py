@@ -15,6 +15,7 @@ from model.evaluation.errors import EvaluationError
 Metric = Callable[[np.ndarray, np.ndarray], list[float]]
 """Of each pair of frames (T, H, W, 3) uint8."""
 _CHUNK = 8  # frames at once in a network
+_LPIPS_SIDE_PX = 31  # of smaller pictures AlexNet's last pooling leaves nothing
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> list[float]:
@@ -32,7 +33,8 @@ def load_lpips(backbone: Path, device: str = "cpu") -> Metric:
         backbone: torchvision's AlexNet (`alexnet-owt-7be5be79.pth`). The linear layers come with package lpips.
 
     Raises:
-        EvaluationError: the package is not installed, or the file holds no AlexNet.
+        EvaluationError: the package is not installed, or the file holds no AlexNet; and from the metric, frames that
+            are too small.
     """
     from curation.compat import ensure_torchvision
     from curation.weights import WeightsUnavailable, read_state
@@ -60,6 +62,11 @@ def load_lpips(backbone: Path, device: str = "cpu") -> Metric:
     network.to(device).requires_grad_(False)
 
     def distance(one: np.ndarray, other: np.ndarray) -> list[float]:
+        height, width = one.shape[1:3]
+        if min(height, width) < _LPIPS_SIDE_PX:
+            raise EvaluationError(
+                f"LPIPS needs frames of at least {_LPIPS_SIDE_PX} pixels a side, not {width}x{height}"
+            )
         return [
             float(each)
             for a, b in _chunks(one, other, device)
