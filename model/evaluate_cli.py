@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,19 @@ class _Set:
         return float(np.median(self.rates))
 
 
+def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    from model.sample_options import Device  # here, because it imports torch
+
+    return value and Device().convert(value, param, ctx)
+
+
 @evaluate.command("fvd")
 @click.argument("real")
 @click.argument("sampled")
 @click.option(
     "--frames", type=click.IntRange(min=10), default=16, show_default=True, help="First frames of each video."
 )
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), help="Rate of the frames; default: every frame.")
+@click.option("--fps", type=click.FloatRange(0, 1000, min_open=True), help="Rate of the frames; default: every frame.")
 @click.option(
     "--fit",
     type=click.Choice(["squash", "crop"]),
@@ -62,9 +69,9 @@ class _Set:
     show_default=True,
     help="How frames become squares: `squash` is the published distance; `crop` keeps the aspect ratio.",
 )
-@click.option("--max", "most", type=click.IntRange(min=2), help="Only the first so many videos of each set.")
+@click.option("--max", "most", type=click.IntRange(min=2), help="Only the first so many usable videos of each set.")
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Videos at once.")
-@click.option("--device", help="Default: cuda where there is one.")
+@click.option("--device", callback=_device, help="Default: cuda where there is one.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def fvd_command(
     real: str, sampled: str, frames: int, fps: float | None, fit: Any, most: int | None, batch: int,
@@ -84,11 +91,11 @@ def fvd_command(
 
     with _explained():
         network = load_i3d(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        sets = [find_videos([place], most=most) for place in (real, sampled)]
+        sets = [find_videos([place]) for place in (real, sampled)]
         about = [_Set(), _Set()]
 
         def read(videos: Sequence[Video], found: _Set) -> Iterator[np.ndarray]:
-            for video in _watched(videos, f"{len(videos):,} videos"):
+            for video in _watched(videos, most):
                 try:
                     taken = first_frames(video, frames, fps)
                 except (EvaluationError, DataError, OSError) as error:
@@ -99,7 +106,7 @@ def fvd_command(
                 yield taken.pixels
 
         moments = [
-            gather(read(videos, found), network, fit=fit, batch=batch)
+            gather(islice(read(videos, found), most), network, fit=fit, batch=batch)
             for videos, found in zip(sets, about, strict=True)
         ]
         for place, gathered, found in zip((real, sampled), moments, about, strict=True):
@@ -144,7 +151,7 @@ def _warn(counts: Sequence[int], about: Sequence[_Set], fps: float | None) -> No
 @click.option("--frames", type=click.IntRange(min=1), help="First frames of each video; default: all.")
 @click.option("--lpips", type=click.Path(path_type=Path), help="torchvision's AlexNet, a file: adds LPIPS.")
 @click.option("--clip", type=click.Path(path_type=Path), help="A model directory with an image encoder: adds CLIP-S.")
-@click.option("--device", default="cpu", show_default=True, help="Of the networks.")
+@click.option("--device", default="cpu", show_default=True, callback=_device, help="Of the networks.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def likeness_command(
     reference: str, sampled: str, frames: int | None, lpips: Path | None, clip: Path | None, device: str, as_json: bool
@@ -156,7 +163,7 @@ def likeness_command(
     PSNR, `null` in JSON.
     """
     from model.evaluation.likeness import Metric, load_clip, load_lpips, psnr
-    from model.evaluation.videos import find_videos, first_frames
+    from model.evaluation.videos import by_name, find_videos, first_frames
 
     with _explained():
         metrics: dict[str, Metric] = {"psnr_db": psnr}
@@ -164,19 +171,18 @@ def likeness_command(
             metrics["lpips"] = load_lpips(lpips, device)
         if clip is not None:
             metrics["clip_s"] = load_clip(clip, device)
-        references = {each.name: each for each in find_videos([reference])}
-        videos = find_videos([sampled])
-        alone = [each.where for each in videos if each.name not in references]
+        references, videos = (by_name(find_videos([place])) for place in (reference, sampled))
+        alone = [each.where for name, each in videos.items() if name not in references]
         if alone:
             raise EvaluationError(f"{alone[0]}: {reference} has no video of that name ({len(alone)} have none)")
         found: dict[str, dict[str, float]] = {}
-        for video in _watched(videos, f"{len(videos):,} videos"):
-            one, other = (first_frames(each, frames).pixels for each in (references[video.name], video))
+        for name, video in _watched([*videos.items()]):
+            one, other = (first_frames(each, frames).pixels for each in (references[name], video))
             if one.shape != other.shape:
                 raise EvaluationError(
                     f"{video.where}: {_shape(other)} cannot be compared with {_shape(one)}; frames of both must agree"
                 )
-            found[video.name] = {name: float(np.mean(metric(one, other))) for name, metric in metrics.items()}
+            found[name] = {key: float(np.mean(metric(one, other))) for key, metric in metrics.items()}
     means = {name: float(np.mean([each[name] for each in found.values()])) for name in metrics}
     if as_json:
         said = {"means": _finite(means), "videos": {name: _finite(each) for name, each in found.items()}}
@@ -208,9 +214,12 @@ def _explained() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
-def _watched(things: Sequence[Any], what: str) -> Iterator[Any]:
-    """The things, with a progress bar on terminals."""
+def _watched(things: Sequence[Any], most: int | None = None) -> Iterator[Any]:
+    """Videos, of which `most` are needed, with a progress bar on terminals."""
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(things, what, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    console, total = Console(stderr=True), min(most or len(things), len(things))
+    yield from track(
+        things, f"{total:,} videos", total=total, console=console, disable=not sys.stderr.isatty(), transient=True
+    )

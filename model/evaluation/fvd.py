@@ -112,4 +112,5 @@ def frechet_distance(one: Moments, other: Moments) -> float:
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     both = np.sqrt(np.linalg.eigvalsh(root @ other.covariance @ root).clip(0)).sum()
     apart = one.mean - other.mean
-    return float(apart @ apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * both)
+    found = float(apart @ apart + np.trace(one.covariance) + np.trace(other.covariance) - 2 * both)
+    return max(found, 0.0)  # equal sets are a rounding error away from each other, on either side

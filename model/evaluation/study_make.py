@@ -19,7 +19,7 @@ from PIL import Image
 
 from model.evaluation.errors import EvaluationError
 from model.evaluation.study import SITTING, Study, Task
-from model.evaluation.videos import Video, find_videos, first_frames
+from model.evaluation.videos import Video, by_name, find_videos, first_frames
 from model.video_io import from_bytes, write_video
 
 QUESTIONS = {"quality": "Which video has the higher visual quality?"}
@@ -45,7 +45,7 @@ def make_study(
         raise EvaluationError(f"{folder}: exists already; a study is made once, so that votes belong to its videos")
     if len(models) < 2:
         raise EvaluationError("a study compares at least two models: NAME=FOLDER NAME=FOLDER")
-    of = {model: {video.name: video for video in find_videos([place])} for model, place in models.items()}
+    of = {model: by_name(find_videos([place])) for model, place in models.items()}
     for video in itertools.chain.from_iterable(each.values() for each in of.values()):
         if not video.where.lower().endswith(PLAYABLE):
             raise EvaluationError(f"{video.where}: browsers play {' and '.join(PLAYABLE)}; convert it first")
@@ -96,7 +96,8 @@ def _hidden_names(chance: random.Random) -> Iterator[str]:
 
 def _stored(video: Video, folder: Path, name: str) -> str:
     file = f"{name}{Path(video.where).suffix.lower()}"
-    (folder / "videos" / file).write_bytes(video.read())
+    with video.open() as source, open(folder / "videos" / file, "wb") as target:
+        shutil.copyfileobj(source, target)
     return file
 
 

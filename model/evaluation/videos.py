@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -24,11 +26,13 @@ class Video:
 
     name: str
     where: str
-    read: Callable[[], bytes]
+    open: Callable[[], BinaryIO]
 
 
-def find_videos(places: Sequence[str], *, most: int | None = None) -> list[Video]:
+def find_videos(places: Sequence[str]) -> list[Video]:
     """The videos at paths: files, folders (searched through), folders of .tar shards, .tar shards, in order of name.
+
+    Hidden files and folders are none of them: a kill leaves unfinished videos there (`model.video_io`).
 
     Raises:
         EvaluationError: nothing there.
@@ -38,8 +42,11 @@ def find_videos(places: Sequence[str], *, most: int | None = None) -> list[Video
     for place in places:
         path = Path(place)
         if path.is_dir() and not any(path.glob("*.tar")):
-            there = sorted(each for each in path.rglob("*") if each.suffix.lower() in SUFFIXES and each.is_file())
-            found += [_file(each, str(each.relative_to(path).with_suffix(""))) for each in there]
+            names = sorted(each.relative_to(path) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
+            found += [
+                _file(path / name, str(name.with_suffix(""))) for name in names
+                if (path / name).is_file() and not any(part.startswith(".") for part in name.parts)
+            ]  # fmt: skip
         elif path.is_file() and path.suffix.lower() != ".tar":
             found.append(_file(path, path.stem))
         elif not path.exists() and "://" not in place and not any(c in place for c in "*?["):
@@ -49,11 +56,23 @@ def find_videos(places: Sequence[str], *, most: int | None = None) -> list[Video
                 found += _of_shard(url)
     if not found:
         raise EvaluationError(f"{', '.join(places)}: no videos there ({', '.join(SUFFIXES)}, or .tar shards)")
-    return found[:most]
+    return found
+
+
+def by_name(videos: Sequence[Video]) -> dict[str, Video]:
+    """The videos by their names. Raises EvaluationError for two of the same, like `a.mp4` and `a.gif`."""
+    found: dict[str, Video] = {}
+    for video in videos:
+        if video.name in found:
+            raise EvaluationError(
+                f"{found[video.name].where} and {video.where}: have the same name; remove one of them"
+            )
+        found[video.name] = video
+    return found
 
 
 def _file(path: Path, name: str) -> Video:
-    return Video(name, str(path), path.read_bytes)
+    return Video(name, str(path), lambda: path.open("rb"))
 
 
 def _of_shard(url: str) -> Iterator[Video]:
@@ -61,7 +80,11 @@ def _of_shard(url: str) -> Iterator[Video]:
         if row["media"] in ("mp4", "webm", "mkv", "mov", "avi", "gif"):
             member = f"{row['key']}.{row['media']}"
             asked = (url, member, row["media_offset"], row["media_size"], row["media_crc32"])
-            yield Video(row["key"], f"{url}: {member}", lambda asked=asked: read_member(*asked))  # type: ignore[misc]
+            yield Video(row["key"], f"{url}: {member}", partial(_member, *asked))
+
+
+def _member(url: str, name: str, offset: int, size: int, crc32: int | None) -> BinaryIO:
+    return io.BytesIO(read_member(url, name, offset, size, crc32))
 
 
 def first_frames(video: Video, frames: int | None, fps: float | None = None) -> Frames:
@@ -72,12 +95,13 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
         fps: take those nearest in time to this rate; default: every frame there is.
 
     Raises:
-        EvaluationError: it cannot be decoded, or is too short.
+        EvaluationError: it cannot be decoded, is too short, or its frames change size.
+        DataError, OSError: it cannot be read.
     """
     taken: list[np.ndarray] = []
     times: list[float] = []
     try:
-        with av.open(io.BytesIO(video.read()), mode="r") as container:
+        with video.open() as file, av.open(file, mode="r") as container:
             if not container.streams.video:
                 raise EvaluationError(f"{video.where}: holds no video stream")
             aspect = float(container.streams.video[0].sample_aspect_ratio or 1)
@@ -87,10 +111,12 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
                 if len(taken) == frames:
                     break
     except av.FFmpegError as error:
-        raise EvaluationError(f"{video.where}: cannot be decoded ({error})") from error
+        raise EvaluationError(f"{video.where}: cannot be decoded ({error.strerror})") from error
     if len(taken) < (frames or 1):
         at = f" at {fps:g} fps" if fps else ""
         raise EvaluationError(f"{video.where}: has {len(taken)} frames{at}, and {frames or 1} are needed")
+    if len({each.shape for each in taken}) > 1:
+        raise EvaluationError(f"{video.where}: its frames change size")
     lasted = times[-1] - times[0]
     return Frames(np.stack(taken), fps or ((len(times) - 1) / lasted if lasted > 0 else 0.0), 0.0)
 

@@ -197,6 +197,9 @@ def test_lpips_has_the_packages_numbers_and_the_given_backbone(tmp_path: Path) -
         expected = theirs(*pictures).flatten().tolist()
     assert load_lpips(tmp_path / "alexnet.pth")(one, other) == pytest.approx(expected, rel=1e-4)
     assert load_lpips(tmp_path / "alexnet.pth")(one, one) == [0.0] * 10
+    assert load_lpips(tmp_path / "alexnet.pth")(one[:, :31, :31], one[:, :31, :31]) == [0.0] * 10
+    with pytest.raises(EvaluationError, match="LPIPS needs frames of at least 31 pixels a side, not 64x30"):
+        load_lpips(tmp_path / "alexnet.pth")(one[:, :30], one[:, :30])
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(EvaluationError, match=r"other\.pth: not torchvision's AlexNet"):
         load_lpips(tmp_path / "other.pth")
@@ -228,3 +231,46 @@ def test_frames_are_taken_by_time(tmp_path: Path, fps: float | None, expected: l
     assert taken.fps == pytest.approx(fps or 12)
     with pytest.raises(EvaluationError, match="has 4 frames at 6 fps, and 5 are needed"):
         first_frames(video, 5, 6.0)
+
+
+def test_unfinished_videos_and_other_hidden_files_are_no_videos(tmp_path: Path) -> None:
+    for name in ("a.mp4", "in/a.mp4", ".b.mp4.k2jd/b.mp4", "._a.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert [video.name for video in find_videos([str(tmp_path)])] == ["a", "in/a"]
+
+
+def test_two_videos_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    references = videos(tmp_path / "references", range(1))
+    (references / "0.gif").write_bytes((references / "0.mp4").read_bytes())
+    said = run("likeness", references, references).output
+    assert f"{references}/0.gif and {references}/0.mp4: have the same name" in said
+
+
+def test_frames_that_change_size_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    path.write_bytes(b"".join(encode(moving_square(1, 6, side, 64), form="mpegts") for side in (48, 64)))
+    (video,) = find_videos([str(path)])
+    with pytest.raises(EvaluationError, match=r"a\.ts: its frames change size"):
+        first_frames(video, None)
+
+
+def test_a_long_film_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_bytes(encode(moving_square(1, 10)))
+    os.truncate(film, 2**40)  # of which nothing but the beginning is on the disk
+    assert first_frames(find_videos([str(film)])[0], 10).pixels.shape == (10, 48, 64, 3)
+
+
+def test_as_many_videos_as_asked_are_usable_ones(tmp_path: Path) -> None:
+    real = videos(tmp_path / "real", range(3))
+    sampled = videos(tmp_path / "sampled", range(3))
+    (real / "0.mp4").write_bytes(encode(moving_square(0, 4)))
+    found = json.loads(run("fvd", real, sampled, "--frames", 10, "--max", 2, "--json").stdout)
+    assert found["videos"] == {"real": 2, "sampled": 2}
+
+
+@pytest.mark.parametrize("command", ["fvd", "likeness"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path, command: str) -> None:
+    said = run(command, tmp_path, tmp_path, "--device", "banana").output
+    assert "Invalid value for '--device': 'banana' cannot be used here" in said
