@@ -175,7 +175,7 @@ def interpolation(
 @option.frames
 @shared
 def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames: int | None) -> None:
-    """A video for each row of a list, into the folder --output: what `clipmill evaluate` compares.
+    """A video for each row of a list, into the folder --output (default: samples): what `clipmill evaluate` compares.
 
     \b
     The list is a CSV:
@@ -199,7 +199,8 @@ def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames
     if kind == "text_to_video" and augmentation is not None:
         raise click.UsageError("--augmentation is of models that start from an image")
     folder = shared.output or Path("samples")
-    mine = rows[int(os.environ.get("RANK", "0")) :: int(os.environ.get("WORLD_SIZE", "1"))]
+    rank, world_size = _share()
+    mine = rows[rank::world_size]
     left = [row for row in mine if not (folder / f"{row.name}.mp4").exists()]
     if left:
         run = Run(replace(shared, output=folder / f"{left[0].name}.mp4"), kind, frames)
@@ -214,6 +215,14 @@ def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames
                 size = {"width": run.size[0], "height": run.size[1]}
                 run.write(partial(_start_from, TextToVideo(run.model), row.prompt, settled | size))
     click.echo(f"{folder}: {len(left)} videos sampled, {len(mine) - len(left)} were there already")
+
+
+def _share() -> tuple[int, int]:
+    """RANK and WORLD_SIZE. Raises click.UsageError for those of no process."""
+    rank, world_size = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (rank.isdecimal() and world_size.isdecimal() and int(rank) < int(world_size)):
+        raise click.UsageError(f"RANK={rank} WORLD_SIZE={world_size}: RANK goes from 0 to WORLD_SIZE - 1")
+    return int(rank), int(world_size)
 
 
 def _start_from(task: Any, start: Any, settled: dict[str, Any], progress: Any) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 _NAME = re.compile(r"[\w][\w .,()-]{0,127}")
+_MOST_BYTES = 200  # of the 255 of most file systems; suffixes and the unfinished file's name need some
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ def read_list(path: Path, *, column: str, seed: int) -> list[Wanted]:
         seed: of the first row, where there is no column for it; the next row has the next one.
 
     Raises:
-        click.UsageError: not such a CSV, a name twice or that can be no file name, an image that is not there. Images
-            are named from the list's own folder.
+        click.UsageError: not such a CSV, a row with more columns than the header, a name twice or that can be no file
+            name, an image that is not there. Images are named from the list's own folder.
     """
 
     def wrong(line: int, text: str) -> click.UsageError:
@@ -45,8 +46,14 @@ def read_list(path: Path, *, column: str, seed: int) -> list[Wanted]:
                 raise wrong(1, f"no column {missing[0]}; this model wants name,{column}")
             for number, row in enumerate(rows):
                 name, content = (row[key] or "" for key in ("name", column))
+                if None in row:
+                    raise wrong(
+                        rows.line_num, f'more columns than in line 1; a {column} with commas stands in "quotes"'
+                    )
                 if not _NAME.fullmatch(name) or name != name.strip():
                     raise wrong(rows.line_num, f"{name!r} can be no file name: letters, digits, spaces and - _ . , ( )")
+                if len(name.encode()) > _MOST_BYTES:
+                    raise wrong(rows.line_num, f"the name {name} is too long for a file")
                 if name in found:
                     raise wrong(rows.line_num, f"the name {name} is there already")
                 image = path.parent / content if column == "image" else None

@@ -367,6 +367,8 @@ def test_many_from_images_that_lie_beside_the_list(work, tmp_path):
         ("text-to-video", "name,prompt\na,b\na,c\n", "line 3: the name a is there already"),
         ("text-to-video", "name,prompt\n../a,b\n", "line 2: '../a' can be no file name"),
         ("text-to-video", "name,prompt\na\n", "line 2: no prompt"),
+        ("text-to-video", "name,prompt\na,a cat, asleep\n", "line 2: more columns than in line 1"),
+        ("text-to-video", f"name,prompt\n{'漢' * 100},a\n", "is too long for a file"),
         ("text-to-video", "name,prompt,seed\na,b,-1\n", "line 2: the seed '-1' is no whole number"),
         ("text-to-video", 'name,prompt\na,"b\n', "p.csv: not a CSV (unexpected end of data)"),
         ("image-to-video", "name,image\na,nothing.png\n", "nothing.png: no such file"),
@@ -380,3 +382,14 @@ def test_a_wrong_list_is_one_line_before_a_model_is_loaded(work, tmp_path, monke
     assert found.exit_code == 2, found.output
     assert said in " ".join(found.output.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [("x", "2"), ("2", "2"), ("-1", "2"), ("0", "0")])
+def test_a_process_that_is_none_of_the_others_is_one_line(work, tmp_path, monkeypatch, rank, world_size):
+    monkeypatch.setattr(VideoModel, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    (tmp_path / "p.csv").write_text("name,prompt\na,b\n")
+    found = run("many", tmp_path / "p.csv", "--model", work / "text-to-video", "-o", tmp_path / "out")
+    assert found.exit_code == 2
+    assert f"RANK={rank} WORLD_SIZE={world_size}: RANK goes from 0 to WORLD_SIZE - 1" in found.output
