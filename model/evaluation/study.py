@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from model.evaluation.elo import Rating, ratings
@@ -72,14 +72,24 @@ def read_study(folder: Path) -> Study:
 def read_votes(study: Study) -> list[Vote]:
     """The answers so far; the last line may have been cut short by a kill. Raises EvaluationError."""
     path = study.folder / "votes.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
     found = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            found.append(Vote(**json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise EvaluationError(f"{path}: line {number} is no vote ({error})") from error
+    for number, line in enumerate(lines, 1):
+        vote = parse_vote(line)
+        if vote is not None:
+            found.append(vote)
+        elif line.strip() and number < len(lines):
+            raise EvaluationError(f"{path}: line {number} is no vote; remove or mend it")
     return found
+
+
+def parse_vote(line: bytes) -> Vote | None:
+    """The vote of a line, None if it is none."""
+    try:
+        vote = Vote(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    return vote if all(isinstance(each, str) for each in asdict(vote).values()) else None
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,7 @@ class Score:
 def score(study: Study, votes: list[Vote]) -> Score:
     """Ratings per question, from the votes of raters who never preferred a mosaic. Of a task the first `study.votes`
     answers to each question count, and of a rater one."""
-    inattentive = {
-        vote.rater for vote in votes if vote.task in study.checks and vote.winner != study.checks[vote.task].files[0]
-    }
+    inattentive = {vote.rater for vote in votes if prefers_mosaic(study, vote)}
     counted: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # task, question -> rater -> winner
     for vote in votes:
         task = study.tasks.get(vote.task)
@@ -126,6 +134,11 @@ def score(study: Study, votes: list[Vote]) -> Score:
         for task in study.tasks
     )
     return Score(found, wins, done, len(study.tasks), len({vote.rater for vote in votes}), sorted(inattentive))
+
+
+def prefers_mosaic(study: Study, vote: Vote) -> bool:
+    """Whether this answer shows that its rater does not look."""
+    return vote.task in study.checks and vote.winner != study.checks[vote.task].files[0]
 
 
 def _pair(models: list[str] | None) -> tuple[str, str] | None:

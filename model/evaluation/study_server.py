@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, HTMLResponse
 
-from model.evaluation.study import SITTING, Study, Task, Vote, read_votes
+from model.evaluation.study import SITTING, Study, Task, Vote, parse_vote, prefers_mosaic, read_votes
 
 PAGE = Path(__file__).with_name("study.html")
 _HELD_S = 600.0  # how long a task that was handed out is kept from others
@@ -33,6 +34,7 @@ class Desk:
         self._study, self._lock = study, threading.Lock()
         self._answered: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))  # rater, task, questions
         self._raters: dict[str, set[str]] = defaultdict(set)  # task -> raters that have answered it
+        self._inattentive: set[str] = set()  # raters whose answers do not count
         self._held: dict[str, dict[str, float]] = defaultdict(dict)  # task -> rater -> until when
         for vote in read_votes(study):
             self._note(vote)
@@ -79,33 +81,47 @@ class Desk:
             return sum(map(bool, self._answered[rater].values()))
 
     def _open_task(self, rater: str, done: set[str], chance: random.Random) -> Task | None:
-        """One of those that fewest raters have or are at."""
+        """One of those that fewest raters have or are at; those who preferred a mosaic are not counted."""
         now, at_work = time.monotonic(), Counter[str]()
         for task, holders in self._held.items():
             at_work[task] = sum(until > now and other != rater for other, until in holders.items())
         open_ = [
             task for task in self._study.tasks.values()
-            if task.id not in done and len(self._raters[task.id] - {rater}) < self._study.votes
+            if task.id not in done and len(self._raters[task.id] - self._inattentive - {rater}) < self._study.votes
         ]  # fmt: skip
         chance.shuffle(open_)
-        return min(open_, key=lambda task: len(self._raters[task.id]) + at_work[task.id], default=None)
+        return min(
+            open_,
+            key=lambda task: len(self._raters[task.id] - self._inattentive) + at_work[task.id],
+            default=None,
+        )
 
     def _note(self, vote: Vote) -> None:
         self._answered[vote.rater][vote.task].add(vote.question)
         self._raters[vote.task].add(vote.rater)
         self._held[vote.task].pop(vote.rater, None)
+        if prefers_mosaic(self._study, vote):
+            self._inattentive.add(vote.rater)
 
     def _append(self, text: str) -> None:
-        with open(self._file, "a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(self._file, "ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(text.encode()) != len(text.encode()):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(whole)  # a full disk took part of it: the next answer begins a line
+                raise
 
     def _drop_torn_line(self) -> None:
         if self._file.exists():
             text = self._file.read_bytes()
-            if not text.endswith(b"\n"):
-                os.truncate(self._file, text.rfind(b"\n") + 1)
+            begin = text.rfind(b"\n") + 1
+            if parse_vote(text[begin:]):  # whole, as an editor may leave it
+                self._append("\n")
+            elif begin < len(text):
+                os.truncate(self._file, begin)
 
 
 def _swapped(rater: str, task: str) -> bool:

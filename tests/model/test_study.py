@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import signal
 import threading
 import time
 from collections import Counter
@@ -133,6 +135,51 @@ def test_a_kill_in_the_middle_of_a_line_costs_that_line(study: Study) -> None:
     path.write_text("{}\n" + whole)
     with pytest.raises(EvaluationError, match="line 1 is no vote"):
         read_votes(study)
+
+
+@pytest.mark.parametrize("line", [b"[]", b'{"rater": ["a"], "task": "b", "question": "c", "winner": "d"}', b"\xff"])
+def test_votes_may_be_edited_by_hand(study: Study, line: bytes) -> None:
+    one, other = list(study.tasks.values())[:2]
+    Desk(study).answer("r", one.id, dict.fromkeys(study.questions, one.files[0]))
+    path = study.folder / "votes.jsonl"
+    path.write_bytes(b"\n" + path.read_bytes().rstrip())  # an empty line, and none at the end
+    assert len(read_votes(study)) == 2
+    Desk(study).answer("r", other.id, dict.fromkeys(study.questions, other.files[0]))
+    assert len(read_votes(study)) == 4
+    path.write_bytes(line + b"\n" + path.read_bytes())
+    with pytest.raises(EvaluationError, match="line 1 is no vote; remove or mend it"):
+        read_votes(study)
+
+
+def test_tasks_of_raters_who_do_not_count_go_to_others(study: Study) -> None:
+    desk = Desk(study)
+    for rater in ("blind", "r1", "r2", "r3"):
+        if rater == "r2":
+            desk = Desk(study)  # who is blind is known also after a stop
+        while (found := desk.next(rater)) is not None:
+            task = found[0]
+            better = task.files[rater == "blind" and task.id in study.checks]
+            desk.answer(rater, task.id, dict.fromkeys(study.questions, better))
+    result = score(study, read_votes(study))
+    assert (result.tasks_done, result.inattentive) == (7, ["blind"])
+
+
+def test_a_full_disk_leaves_no_part_of_a_line(study: Study) -> None:
+    first, second = list(study.tasks.values())[:2]
+    desk = Desk(study)
+    desk.answer("r", first.id, dict.fromkeys(study.questions, first.files[0]))
+    whole = (study.folder / "votes.jsonl").read_text()
+    limits, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 50, limits[1]))  # the next answer does not fit
+    try:
+        with pytest.raises(OSError, match=r"too large|No space"):
+            desk.answer("r", second.id, dict.fromkeys(study.questions, second.files[0]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert (study.folder / "votes.jsonl").read_text() == whole
+    desk.answer("r", second.id, dict.fromkeys(study.questions, second.files[0]))
+    assert len(read_votes(study)) == 4
 
 
 @pytest.mark.parametrize(
