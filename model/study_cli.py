@@ -31,6 +31,7 @@ def study() -> None:
 def make_command(models: tuple[str, ...], output: Path, prompts: Path | None, votes: int, seed: int) -> None:
     """Every two models meet on every video of the same name. With --prompts raters see the prompt, and are asked which
     video follows it better. Videos are copied under names that tell nothing."""
+    from model.data.shards import DataError
     from model.evaluation.study_make import make_study
 
     places = dict(each.partition("=")[::2] for each in models)
@@ -38,7 +39,7 @@ def make_command(models: tuple[str, ...], output: Path, prompts: Path | None, vo
         raise click.BadParameter("each must be NAME=FOLDER, with different names", param_hint="NAME=FOLDER")
     try:
         made = make_study(places, output, prompts=prompts, votes=votes, seed=seed)
-    except (EvaluationError, OSError) as error:
+    except (EvaluationError, DataError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(
         f"{output}: {len(made.tasks)} tasks with {votes} raters each, {len(made.checks)} attention checks. "
@@ -64,7 +65,8 @@ def serve_command(folder: Path, host: str, port: int, secret: str | None) -> Non
         kept = folder / "secret"
         if secret is None and not kept.exists():
             kept.write_text(new_secret())
-        app = make_app(found, secret := secret or kept.read_text().strip())
+        secret = kept.read_text().strip() if secret is None else secret
+        app = make_app(found, secret)
     except (EvaluationError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"for the raters: http://{host}:{port}/{secret}/")

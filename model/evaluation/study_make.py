@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from PIL import Image
@@ -25,6 +26,7 @@ from model.video_io import from_bytes, write_video
 QUESTIONS = {"quality": "Which video has the higher visual quality?"}
 PROMPT_QUESTION = {"prompt": "Which video follows the text better?"}
 PLAYABLE = (".mp4", ".webm")
+_CODECS = ("h264", "vp8", "vp9", "av1")
 _MOSAIC_BLOCKS = 10  # of the shorter side
 
 
@@ -39,7 +41,8 @@ def make_study(
         votes: raters of each task.
 
     Raises:
-        EvaluationError: the folder exists, or the models have no videos in common.
+        EvaluationError: the folder exists, the models have no videos in common, or browsers cannot play one.
+        DataError: a shard that cannot be read.
     """
     if folder.exists():
         raise EvaluationError(f"{folder}: exists already; a study is made once, so that votes belong to its videos")
@@ -47,13 +50,12 @@ def make_study(
         raise EvaluationError("a study compares at least two models: NAME=FOLDER NAME=FOLDER")
     of = {model: by_name(find_videos([place])) for model, place in models.items()}
     for video in itertools.chain.from_iterable(each.values() for each in of.values()):
-        if not video.where.lower().endswith(PLAYABLE):
-            raise EvaluationError(f"{video.where}: browsers play {' and '.join(PLAYABLE)}; convert it first")
+        _check_playable(video)
     texts = _prompts(prompts) if prompts else {}
     shared = sorted({name for a, b in itertools.combinations(of, 2) for name in of[a].keys() & of[b].keys()})
     if not shared:
         raise EvaluationError(f"no video has the same name in two of {', '.join(models.values())}")
-    missing = [name for name in shared if prompts and name not in texts]
+    missing = [name for name in shared if prompts and not texts.get(name)]
     if missing:
         raise EvaluationError(f"{prompts}: has no prompt for {missing[0]} ({len(missing)} are missing)")
     chance = random.Random(seed)
@@ -89,6 +91,17 @@ def make_study(
     return study
 
 
+def _check_playable(video: Video) -> None:
+    """Raises EvaluationError for what browsers do not play, as the MPEG-4 part 2 that OpenCV calls mp4v."""
+    if not video.where.lower().endswith(PLAYABLE):
+        raise EvaluationError(f"{video.where}: browsers play {' and '.join(PLAYABLE)}; convert it first")
+    first_frames(video, 1)
+    with video.open() as file, av.open(file, mode="r") as container:
+        codec = container.streams.video[0].codec.canonical_name
+    if codec not in _CODECS:
+        raise EvaluationError(f"{video.where}: browsers play {', '.join(_CODECS)}, not {codec}; convert it first")
+
+
 def _hidden_names(chance: random.Random) -> Iterator[str]:
     while True:
         yield hashlib.sha256(chance.randbytes(16)).hexdigest()[:16]
@@ -120,6 +133,9 @@ def _prompts(path: Path) -> dict[str, str]:
     """name -> prompt. Raises EvaluationError."""
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))
+        split = next((row for row in rows if None in row), None)
+        if split is not None:
+            raise EvaluationError(f'{path}: {split["name"]}: a prompt with commas stands in "quotes"')
         return {row["name"]: row["prompt"] for row in rows}
     except OSError as error:
         raise EvaluationError(f"{path}: {error.strerror}") from error

@@ -19,10 +19,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, HTMLResponse
 
+from model.evaluation.errors import EvaluationError
 from model.evaluation.study import SITTING, Study, Task, Vote, parse_vote, prefers_mosaic, read_votes
 
 PAGE = Path(__file__).with_name("study.html")
 _HELD_S = 600.0  # how long a task that was handed out is kept from others
+_SECRET = re.compile(r"[A-Za-z0-9_-]+")
 _RATER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -131,6 +133,8 @@ def _swapped(rater: str, task: str) -> bool:
 
 def make_app(study: Study, secret: str) -> FastAPI:
     """The page and its three addresses, all below /SECRET/. Raises EvaluationError."""
+    if not _SECRET.fullmatch(secret):  # braces, for one, would let everybody in
+        raise EvaluationError(f"{secret!r} is no secret for an address: give letters, digits, - and _")
     desk = Desk(study)
     page = PAGE.read_text(encoding="utf-8")
     router = APIRouter(prefix=f"/{secret}")

@@ -190,6 +190,11 @@ def test_a_full_disk_leaves_no_part_of_a_line(study: Study) -> None:
         (["one={ours}"], "a study compares at least two models"),
         (["one={ours}", "two={nothing}"], "nothing: no such file or folder"),
         (["one={ours}", "two={other}"], "no video has the same name in two of"),
+        (["one={ours}", "two={broken}"], "z.mp4: cannot be decoded"),
+        (["one={ours}", "two={opencv}"], "z.mp4: browsers play h264, vp8, vp9, av1, not mpeg4; convert it first"),
+        (["one={ours}", "two={tar}"], "z.tar: not a whole tar file"),
+        (["one={ours}", "two={theirs}", "--prompts", "{cut}"], 'cut.csv: a: a prompt with commas stands in "quotes"'),
+        (["one={ours}", "two={theirs}", "--prompts", "{bare}"], "bare.csv: has no prompt for a (1 are missing)"),
         (["one={ours}", "two={gifs}"], "a.gif: browsers play .mp4 and .webm"),
         (["one={ours}", "two={theirs}", "--prompts", "{short}"], "short.csv: has no prompt for b (2 are missing)"),
         (["one={ours}", "two={theirs}", "--prompts", "{ours}/a.mp4"], "must be CSV with the columns name and prompt"),
@@ -198,12 +203,18 @@ def test_a_full_disk_leaves_no_part_of_a_line(study: Study) -> None:
 def test_what_makes_no_study_is_one_line(
     samples: dict[str, str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    for name, file in (("other", "z.mp4"), ("gifs", "a.gif")):
+    good = Path(samples["ours"], "a.mp4").read_bytes()
+    opencv = encode(moving_square(0, 8), codec="mpeg4")
+    for name, file, data in (
+        ("other", "z.mp4", good), ("gifs", "a.gif", good), ("broken", "z.mp4", b"no"), ("opencv", "z.mp4", opencv),
+        ("tar", "z.tar", good),
+    ):  # fmt: skip
         (tmp_path / name).mkdir()
-        (tmp_path / name / file).write_bytes(Path(samples["ours"], "a.mp4").read_bytes())
-    (tmp_path / "short.csv").write_text("name,prompt\na,x\n")
-    places = samples | {name: str(tmp_path / name) for name in ("nothing", "other", "gifs")}
-    places["short"] = str(tmp_path / "short.csv")
+        (tmp_path / name / file).write_bytes(data)
+    places = samples | {name: str(tmp_path / name) for name in ("nothing", "other", "gifs", "broken", "opencv", "tar")}
+    for name, rows in (("short", "a,x\n"), ("cut", "a,x, y\nb,x\nc,x\n"), ("bare", "a\nb,x\nc,x\n")):
+        (tmp_path / f"{name}.csv").write_text(f"name,prompt\n{rows}")
+        places[name] = str(tmp_path / f"{name}.csv")
     found = run("make", *(each.format(**places) for each in arguments), "-o", tmp_path / "study")
     assert found.exit_code != 0
     assert message in " ".join(found.output.split())
@@ -288,9 +299,26 @@ def test_only_who_knows_the_address_is_let_in(study: Study, address: str, page: 
     assert read_votes(study) == []
 
 
+@pytest.mark.parametrize("secret", ["", "{anything}", "a/", "a b"])
+def test_a_secret_that_keeps_nobody_out_is_refused(study: Study, secret: str) -> None:
+    said = run("serve", study.folder, "--secret", secret, "--port", 1).output
+    assert f"{secret!r} is no secret for an address: give letters, digits, - and _" in said
+
+
+def test_enter_goes_on_after_a_click(study: Study, address: str, page: Page) -> None:
+    page.goto(f"{address}/secret/?rater=me")
+    page.wait_for_selector("fieldset")
+    for field in page.locator("fieldset").all():
+        field.get_by_role("button", name="A").click()
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('#done').textContent == '1 answered.'")
+    assert len(read_votes(study)) == 2
+
+
 def test_an_answer_that_cannot_be_stored_is_said_and_can_be_given_again(study: Study, address: str, page: Page) -> None:
     (study.folder / "votes.jsonl").mkdir()  # nothing can be appended to it
     page.goto(f"{address}/secret/?rater=me")
+    page.wait_for_selector("fieldset")
     for field in page.locator("fieldset").all():
         field.get_by_role("button", name="A").click()
     page.locator("#next").click()

@@ -14,11 +14,12 @@ import av
 import numpy as np
 
 
-def encode(frames: np.ndarray, rate: int = 12, form: str = "mp4") -> bytes:
+def encode(frames: np.ndarray, rate: int = 12, form: str = "mp4", codec: str = "libx264") -> bytes:
     """RGB uint8 (T, H, W, 3) as an mp4 (or `form`) with closed GOPs of 6 frames and B-frames."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=form) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "16", "g": "6", "bf": "2", "threads": "1"})
+        options = {"crf": "16", "g": "6", "bf": "2", "threads": "1"}
+        stream = container.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, rate)
