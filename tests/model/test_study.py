@@ -282,6 +282,8 @@ def test_the_page_fits_the_screen(address: str, browser: Browser, width: int, sc
     page.wait_for_selector("fieldset")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.locator("b").count() == 0, "a prompt is text"
+    page.evaluate("prompt => { document.querySelector('#prompt').textContent = prompt; }", "a long one " * 300)
+    assert page.evaluate("a.getBoundingClientRect().top") < 300, "the videos stay in sight"
 
 
 def test_only_who_knows_the_address_is_let_in(study: Study, address: str, page: Page) -> None:
