@@ -45,8 +45,8 @@ class _Set:
     left_out: list[str] = field(default_factory=list)
 
     @property
-    def rate(self) -> float:
-        return float(np.median(self.rates))
+    def rate(self) -> float | None:
+        return float(np.median(self.rates)) if self.rates else None
 
 
 def _device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -102,7 +102,7 @@ def fvd_command(
                     found.left_out.append(str(error))
                     continue
                 found.sizes.add(f"{taken.pixels.shape[2]}x{taken.pixels.shape[1]}")
-                found.rates.append(taken.fps)
+                found.rates += [taken.fps] if taken.fps else []  # PNGs have none
                 yield taken.pixels
 
         moments = [
@@ -140,9 +140,9 @@ def _warn(counts: Sequence[int], about: Sequence[_Set], fps: float | None) -> No
         click.echo("warning: the distance depends on the number of videos, which differs; see --max", err=True)
     if min(counts) < 2048:
         click.echo("warning: with fewer than 2,048 videos the distance is larger than those published", err=True)
-    slow, fast = sorted(each.rate for each in about)
-    if fps is None and fast > 1.1 * slow:
-        click.echo(f"warning: {about[0].rate:.3g} fps are compared with {about[1].rate:.3g} fps; see --fps", err=True)
+    one, other = (each.rate for each in about)
+    if fps is None and one and other and max(one, other) > 1.1 * min(one, other):
+        click.echo(f"warning: {one:.3g} fps are compared with {other:.3g} fps; see --fps", err=True)
 
 
 @evaluate.command("likeness")

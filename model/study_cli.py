@@ -27,7 +27,7 @@ def study() -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 @click.option("--prompts", type=click.Path(path_type=Path), help="CSV with the columns name and prompt.")
 @click.option("--votes", type=click.IntRange(min=1), default=3, show_default=True, help="Raters of each task.")
-@click.option("--seed", default=0, show_default=True, help="Of the order of tasks and the names of files.")
+@click.option("--seed", default=0, show_default=True, help="Of the order of tasks.")
 def make_command(models: tuple[str, ...], output: Path, prompts: Path | None, votes: int, seed: int) -> None:
     """Every two models meet on every video of the same name. With --prompts raters see the prompt, and are asked which
     video follows it better. Videos are copied under names that tell nothing."""

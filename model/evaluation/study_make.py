@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import itertools
 import json
+import os
 import random
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,7 @@ PROMPT_QUESTION = {"prompt": "Which video follows the text better?"}
 PLAYABLE = (".mp4", ".webm")
 _CODECS = ("h264", "vp8", "vp9", "av1")
 _MOSAIC_BLOCKS = 10  # of the shorter side
+_VISIBLE = 2.0  # mean difference, in grey levels, that a mosaic must make
 
 
 def make_study(
@@ -59,27 +61,28 @@ def make_study(
     if missing:
         raise EvaluationError(f"{prompts}: has no prompt for {missing[0]} ({len(missing)} are missing)")
     chance = random.Random(seed)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.partial")  # left by a failure or a kill; the next one begins anew
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "videos").mkdir(parents=True)
-    names = _hidden_names(chance)
     files = {
-        (model, name): _stored(of[model][name], partial, next(names)) for name in shared for model in of
+        (model, name): _stored(of[model][name], partial) for name in shared for model in of
         if name in of[model]
     }  # fmt: skip
     tasks = [
-        Task(next(names), texts.get(name, ""), (files[a, name], files[b, name]), (a, b))
+        Task(secrets.token_hex(8), texts.get(name, ""), (files[a, name], files[b, name]), (a, b))
         for name in shared
         for a, b in itertools.combinations(of, 2)
         if (a, name) in files and (b, name) in files
     ]
     chance.shuffle(tasks)
-    checks = []
-    for name in chance.sample(shared, min(len(shared), 1 + len(tasks) // SITTING)):
+    checks: list[Task] = []
+    for name in chance.sample(shared, len(shared)):
+        if len(checks) > len(tasks) // SITTING:
+            break
         model = chance.choice([model for model in of if (model, name) in files])
-        spoilt = f"{next(names)}.mp4"
-        _spoil(of[model][name], partial / "videos" / spoilt)
-        checks.append(Task(next(names), texts.get(name, ""), (files[model, name], spoilt), None))
+        spoilt = f"{secrets.token_hex(8)}.mp4"
+        if _spoil(of[model][name], partial / "videos" / spoilt):
+            checks.append(Task(secrets.token_hex(8), texts.get(name, ""), (files[model, name], spoilt), None))
     study = Study(
         folder, tuple(of), QUESTIONS | (PROMPT_QUESTION if texts else {}), votes,
         {task.id: task for task in tasks}, {task.id: task for task in checks},
@@ -102,20 +105,17 @@ def _check_playable(video: Video) -> None:
         raise EvaluationError(f"{video.where}: browsers play {', '.join(_CODECS)}, not {codec}; convert it first")
 
 
-def _hidden_names(chance: random.Random) -> Iterator[str]:
-    while True:
-        yield hashlib.sha256(chance.randbytes(16)).hexdigest()[:16]
-
-
-def _stored(video: Video, folder: Path, name: str) -> str:
-    file = f"{name}{Path(video.where).suffix.lower()}"
+def _stored(video: Video, folder: Path) -> str:
+    """A copy under a name, and with a date, that tells nothing."""
+    file = f"{secrets.token_hex(8)}{Path(video.where).suffix.lower()}"
     with video.open() as source, open(folder / "videos" / file, "wb") as target:
         shutil.copyfileobj(source, target)
+    os.utime(folder / "videos" / file, (0, 0))
     return file
 
 
-def _spoil(video: Video, path: Path) -> None:
-    """The video in coarse mosaic."""
+def _spoil(video: Video, path: Path) -> bool:
+    """Write the video in coarse mosaic, unless that would hardly be seen: an attentive rater could not tell."""
     frames = first_frames(video, None)
     height, width = (side - side % 2 for side in frames.pixels.shape[1:3])
     block = max(min(height, width) // _MOSAIC_BLOCKS, 2)
@@ -125,8 +125,12 @@ def _spoil(video: Video, path: Path) -> None:
         small = Image.fromarray(picture).resize(coarse, Image.Resampling.BOX)
         return np.asarray(small.resize((width, height), Image.Resampling.NEAREST))
 
-    pixels = from_bytes(np.stack([mosaic(picture) for picture in frames.pixels]))
-    write_video(torch.unbind(pixels), path, fps=frames.fps or 8)
+    spoilt = np.stack([mosaic(picture) for picture in frames.pixels])
+    if np.abs(spoilt.astype(np.int16) - frames.pixels[:, :height, :width]).mean() < _VISIBLE:
+        return False
+    write_video(torch.unbind(from_bytes(spoilt)), path, fps=frames.fps or 8)
+    os.utime(path, (0, 0))
+    return True
 
 
 def _prompts(path: Path) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from model.data.decode import Frames, turned
 from model.data.shards import find_shards, open_shard, read_member
 from model.evaluation.errors import EvaluationError
 
+_PNG, _FIRST_PNG = re.compile(r"\d{4,}\.png"), re.compile(r"0{4,}\.png")
 SUFFIXES = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 
 
@@ -31,6 +33,7 @@ class Video:
 
 def find_videos(places: Sequence[str]) -> list[Video]:
     """The videos at paths: files, folders (searched through), folders of .tar shards, .tar shards, in order of name.
+    A folder of numbered PNGs, as `clipmill sample -o FOLDER` writes them, is a video.
 
     Hidden files and folders are none of them: a kill leaves unfinished videos there (`model.video_io`).
 
@@ -42,11 +45,14 @@ def find_videos(places: Sequence[str]) -> list[Video]:
     for place in places:
         path = Path(place)
         if path.is_dir() and not any(path.glob("*.tar")):
-            names = sorted(each.relative_to(path) for each in path.rglob("*") if each.suffix.lower() in SUFFIXES)
-            found += [
-                _file(path / name, str(name.with_suffix(""))) for name in names
-                if (path / name).is_file() and not any(part.startswith(".") for part in name.parts)
-            ]  # fmt: skip
+            names = sorted(each.relative_to(path) for each in path.rglob("*"))
+            for name in names:
+                if any(part.startswith(".") for part in name.parts):
+                    continue
+                if name.suffix.lower() in SUFFIXES and (path / name).is_file():
+                    found.append(_file(path / name, str(name.with_suffix(""))))
+                elif _FIRST_PNG.fullmatch(name.name):
+                    found.append(_pngs((path / name).parent, str(name.parent) if name.parent.name else path.name))
         elif path.is_file() and path.suffix.lower() != ".tar":
             found.append(_file(path, path.stem))
         elif not path.exists() and "://" not in place and not any(c in place for c in "*?["):
@@ -69,6 +75,10 @@ def by_name(videos: Sequence[Video]) -> dict[str, Video]:
             )
         found[video.name] = video
     return found
+
+
+def _pngs(folder: Path, name: str) -> Video:
+    return Video(name, str(folder), lambda: io.BytesIO())
 
 
 def _file(path: Path, name: str) -> Video:
@@ -98,6 +108,8 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
         EvaluationError: it cannot be decoded, is too short, or its frames change size.
         DataError, OSError: it cannot be read.
     """
+    if Path(video.where).is_dir():
+        return _read_pngs(Path(video.where), frames, fps)
     taken: list[np.ndarray] = []
     times: list[float] = []
     try:
@@ -119,6 +131,22 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
         raise EvaluationError(f"{video.where}: its frames change size")
     lasted = times[-1] - times[0]
     return Frames(np.stack(taken), fps or ((len(times) - 1) / lasted if lasted > 0 else 0.0), 0.0)
+
+
+def _read_pngs(folder: Path, frames: int | None, fps: float | None) -> Frames:
+    """The first pictures of a folder, whose rate nobody knows (0)."""
+    if fps is not None:
+        raise EvaluationError(f"{folder}: PNGs have no times, so none can be taken at a rate; leave --fps out")
+    paths = sorted(each for each in folder.iterdir() if _PNG.fullmatch(each.name))[:frames]
+    if len(paths) < (frames or 1):
+        raise EvaluationError(f"{folder}: has {len(paths)} frames, and {frames or 1} are needed")
+    try:
+        pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+    except OSError as error:
+        raise EvaluationError(f"{folder}: a picture cannot be read ({error})") from error
+    if len({each.shape for each in pictures}) > 1:
+        raise EvaluationError(f"{folder}: its frames change size")
+    return Frames(np.stack(pictures), 0.0, 0.0)
 
 
 def _at_rate(frames: Iterator[av.VideoFrame], fps: float | None) -> Iterator[av.VideoFrame]:

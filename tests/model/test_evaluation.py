@@ -25,6 +25,7 @@ from model.evaluation.i3d import I3D, load_i3d
 from model.evaluation.likeness import load_clip, load_lpips, psnr
 from model.evaluation.videos import find_videos, first_frames
 from model.tasks import tiny_random_model
+from model.video_io import from_bytes, write_video
 from tests.model.training_shards import encode, moving_square, write_shard
 
 
@@ -219,6 +220,20 @@ def test_clip_s_takes_the_image_encoder_of_a_model(tmp_path: Path) -> None:
     tiny_random_model("text_to_video").save(tmp_path / "text")
     with pytest.raises(EvaluationError, match="has no image_encoder/"):
         load_clip(tmp_path / "text")
+
+
+def test_a_folder_of_numbered_pngs_is_a_video(tmp_path: Path) -> None:
+    for name in ("one", "sub/two"):
+        write_video(from_bytes(moving_square(0, 3)), tmp_path / "sampled" / name, fps=8)
+    found = find_videos([str(tmp_path / "sampled")])
+    assert [each.name for each in found] == ["one", "sub/two"]
+    assert (first_frames(found[0], 3).pixels == moving_square(0, 3)).all()
+    (alone,) = find_videos([str(tmp_path / "sampled/one")])
+    assert alone.name == "one"
+    with pytest.raises(EvaluationError, match="one: has 3 frames, and 4 are needed"):
+        first_frames(alone, 4)
+    with pytest.raises(EvaluationError, match="leave --fps out"):
+        first_frames(alone, 3, 8.0)
 
 
 @pytest.mark.parametrize(("fps", "expected"), [(None, [0, 1, 2, 3]), (12.0, [0, 1, 2, 3]), (6.0, [0, 2, 4, 6])])

@@ -343,3 +343,24 @@ def test_a_mosaic_is_a_video_of_the_same_length(study: Study) -> None:
             pictures.append(frames[0].astype(float))
     assert seconds[0] == pytest.approx(seconds[1])
     assert np.abs(pictures[0] - pictures[1]).mean() > 2
+
+
+def test_nothing_but_the_picture_tells_whose_a_video_is(study: Study, samples: dict[str, str], tmp_path: Path) -> None:
+    again = make_study(samples, tmp_path / "again")
+    stored = [{path.name for path in (each.folder / "videos").iterdir()} for each in (study, again)]
+    assert not stored[0] & stored[1], "no seed gives the names"
+    assert {path.stat().st_mtime for path in (study.folder / "videos").iterdir()} == {0}
+
+
+def test_a_video_whose_mosaic_cannot_be_told_is_no_attention_check(tmp_path: Path) -> None:
+    for model in ("one", "two"):
+        (tmp_path / model).mkdir()
+        for name in "ab":
+            flat = np.full((8, 64, 96, 3), 90, np.uint8)
+            pixels = flat if name == "a" else moving_square(3, 8, 64, 96)
+            (tmp_path / model / f"{name}.mp4").write_bytes(encode(pixels))
+    for k in range(4):
+        made = make_study({name: str(tmp_path / name) for name in ("one", "two")}, tmp_path / f"study{k}", seed=k)
+        (check,) = made.checks.values()
+        (task,) = (task for task in made.tasks.values() if check.files[0] in task.files)
+        assert (made.folder / "videos" / task.files[0]).stat().st_size > 1500, "not the flat one"
