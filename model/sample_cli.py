@@ -20,7 +20,7 @@ from model.sample_options import DTYPES, SharedOptions, TaskCommand, shared, tas
 from model.sample_run import RANDOM_WARNING, Run, clear_errors
 from model.tasks.description import FILE, TASKS, ModelDescription
 from model.tasks.video_model import VideoModel
-from model.video_io import check_writable, film_frames, probe_film, read_image
+from model.video_io import VideoFileError, check_writable, film_frames, probe_film, read_image
 
 
 class _Group(click.Group):
@@ -201,7 +201,7 @@ def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames
     folder = shared.output or Path("samples")
     rank, world_size = _share()
     mine = rows[rank::world_size]
-    left = [row for row in mine if not (folder / f"{row.name}.mp4").exists()]
+    left, failed = [row for row in mine if not (folder / f"{row.name}.mp4").exists()], 0
     if left:
         run = Run(replace(shared, output=folder / f"{left[0].name}.mp4"), kind, frames)
         given = {"frames": frames, "fps": run.fps}
@@ -209,12 +209,20 @@ def many(shared: SharedOptions, listed: Path, augmentation: float | None, frames
             run.output, options = folder / f"{row.name}.mp4", replace(run.options, seed=row.seed)
             settled = given | run.arguments | {"options": options}
             if row.image is not None:
-                of_image, picture = ImageToVideo(run.model), read_image(row.image, run.size)
+                try:
+                    picture = read_image(row.image, run.size)
+                except VideoFileError as error:  # costs this row only
+                    click.secho(f"left out: {error}", fg="red", err=True)
+                    failed += 1
+                    continue
+                of_image = ImageToVideo(run.model)
                 run.write(partial(_start_from, of_image, picture, settled | {"augmentation": augmentation}))
             else:
                 size = {"width": run.size[0], "height": run.size[1]}
                 run.write(partial(_start_from, TextToVideo(run.model), row.prompt, settled | size))
-    click.echo(f"{folder}: {len(left)} videos sampled, {len(mine) - len(left)} were there already")
+    click.echo(f"{folder}: {len(left) - failed} videos sampled, {len(mine) - len(left)} were there already")
+    if failed:
+        raise click.ClickException(f"{failed} images cannot be read")
 
 
 def _share() -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -69,8 +71,17 @@ def serve_command(folder: Path, host: str, port: int, secret: str | None) -> Non
         app = make_app(found, secret)
     except (EvaluationError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"for the raters: http://{host}:{port}/{secret}/")
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # Python adds the address, which stands there already
+        raise click.ClickException(f"{host}, port {port}: {why}; choose another --port") from error
+    everywhere = host in ("0.0.0.0", "::")
+    name = socket.gethostname() if everywhere else f"[{host}]" if ":" in host else host
+    click.echo(f"for the raters: http://{name}:{port}/{secret}/")
+    with suppress(KeyboardInterrupt):
+        uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
 
 
 @study.command("score")

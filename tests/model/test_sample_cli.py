@@ -359,6 +359,19 @@ def test_many_from_images_that_lie_beside_the_list(work, tmp_path):
     assert (tmp_path / "out/one.mp4").read_bytes() == (tmp_path / "x.mp4").read_bytes()
 
 
+def test_an_image_that_cannot_be_read_costs_its_own_row(work, tmp_path):
+    (tmp_path / "i.csv").write_text("name,image\nbroken,broken.png\nwhole,a.png\n")
+    (tmp_path / "broken.png").write_text("no picture")
+    shutil.copy(work / "a.png", tmp_path / "a.png")
+    arguments = ["many", tmp_path / "i.csv", "--model", work / "image-to-video", *QUICK, "-o", tmp_path / "out"]
+    for done in (0, 1):
+        found = run(*arguments)
+        assert found.exit_code == 1
+        assert f"left out: {tmp_path / 'broken.png'}" in found.output
+        assert f"{1 - done} videos sampled, {done} were there already\nError: 1 images cannot be read" in found.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole.mp4"]
+
+
 @pytest.mark.parametrize(
     ("model", "text", "said"),
     [

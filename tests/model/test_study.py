@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -365,3 +366,12 @@ def test_a_video_whose_mosaic_cannot_be_told_is_no_attention_check(tmp_path: Pat
         (check,) = made.checks.values()
         (video,) = find_videos([str(made.folder / "videos" / check.files[0])])
         assert first_frames(video, 1).pixels.std() > 10, "not the flat one"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_said_before_an_address_is_given(study: Study, host: str) -> None:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as taken:
+        found = run("serve", study.folder, "--host", host, "--port", taken.getsockname()[1])
+    assert found.exit_code == 1
+    assert found.output.endswith(": Address already in use; choose another --port\n")
+    assert "for the raters" not in found.output
