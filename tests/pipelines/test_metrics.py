@@ -80,10 +80,10 @@ def test_the_dashboard_finds_a_jobs_numbers(query: Query, tmp_path: Path, monkey
     dataset = curate(parse_spec(data | {"clips": {"min": "1 s", "max": "4 s"}}, "test"))
     dashboard = json.loads(DASHBOARD.read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    unseen = [each for each in expressions if not any(name in each for name in ELSEWHERE)]
-    deadline = time.monotonic() + 120
-    # Ray's processes report at their own times, and a gauge is there between a report and the next reading of it only.
-    while unseen := [each for each in unseen if not query(each.replace("$dataset", "measured"))]:
+    unseen = [each.replace("$dataset", "measured") for each in expressions]
+    unseen = [each for each in unseen if not any(name in each for name in ELSEWHERE)]
+    deadline = time.monotonic() + 120  # Ray's processes report at their own times, and a gauge is gone soon after that
+    while unseen := [each for each in unseen if not query(f"last_over_time(({each})[5m:1s])")]:
         assert time.monotonic() < deadline, (unseen, query('{__name__=~"ray_clipmill.*"}'))
         time.sleep(0.5)
 
