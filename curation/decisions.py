@@ -264,9 +264,7 @@ def _digest(scores: ScoreTable, made: np.ndarray) -> str:
     return f"{sum(over_blocks(scores.clips, said)) % (1 << 64):016x}"
 
 
-_ODD = np.uint64(
-    0x9E3779B97F4A7C15
-)  # 2^64 over the golden ratio: every bit of what it multiplies reaches the high ones
+_ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: spreads the bits of what it multiplies
 
 
 def _clip_numbers(scores: ScoreTable) -> np.ndarray:

@@ -19,16 +19,8 @@ from curation.location import file_system
 TEMPORARY_PREFIX = ".tmp-"
 """Names that a killed writer may leave behind; no reader looks at them and `remove_leftovers` deletes them."""
 
-_STAMP = (
-    "size",
-    "mtime",
-    "created",
-    "LastModified",
-    "ETag",
-    "updated",
-    "etag",
-    "last_modified",
-)  # as file systems call them
+_STAMP = ("size", "mtime", "created", "LastModified", "ETag", "updated", "etag", "last_modified")
+"""What file systems call a file's size, time and content hash; each of them has some."""
 
 
 class Storage:

@@ -29,7 +29,7 @@ WEIGHTS = PackagedWeights(
     licence="MIT",
     dependencies=False,
 )
-SIDE_PX, FEATURES, MIN_FRAMES = 224, 400, 10
+SIDE_PX, FEATURES = 224, 400
 _EPSILON = 1e-3
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 

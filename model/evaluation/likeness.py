@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.evaluation.errors import EvaluationError
+from model.video_io import from_bytes
 
 Metric = Callable[[np.ndarray, np.ndarray], list[float]]
 """Of each pair of frames (T, H, W, 3) uint8."""
@@ -49,13 +50,7 @@ def load_lpips(backbone: Path, device: str = "cpu") -> Metric:
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     try:
         state = {name.rpartition("features.")[2]: value for name, value in read_state(backbone).items()}
-        for part in (
-            network.net.slice1,
-            network.net.slice2,
-            network.net.slice3,
-            network.net.slice4,
-            network.net.slice5,
-        ):
+        for part in network.net.children():  # its slices of AlexNet's layers, which keep their numbers
             part.load_state_dict({name: state[name] for name in part.state_dict()})
     except (KeyError, RuntimeError, WeightsUnavailable) as error:
         raise EvaluationError(f"{backbone}: not torchvision's AlexNet ({error})") from error
@@ -67,11 +62,7 @@ def load_lpips(backbone: Path, device: str = "cpu") -> Metric:
             raise EvaluationError(
                 f"LPIPS needs frames of at least {_LPIPS_SIDE_PX} pixels a side, not {width}x{height}"
             )
-        return [
-            float(each)
-            for a, b in _chunks(one, other, device)
-            for each in network(a / 127.5 - 1, b / 127.5 - 1).flatten()
-        ]
+        return [float(each) for a, b in _chunks(one, other, device) for each in network(a, b).flatten()]
 
     return distance
 
@@ -98,16 +89,14 @@ def load_clip(model: Path, device: str = "cpu") -> Metric:
         return [
             float(each)
             for a, b in _chunks(one, other, device)
-            for each in torch.cosine_similarity(encoder(a / 127.5 - 1).float(), encoder(b / 127.5 - 1).float())
+            for each in torch.cosine_similarity(encoder(a).float(), encoder(b).float())
         ]
 
     return similarity
 
 
 def _chunks(one: np.ndarray, other: np.ndarray, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some frames of both at a time, (n, 3, H, W) float32 of 0 to 255."""
+    """Some frames of both at a time, as the networks take them: (n, 3, H, W) on [-1, 1]."""
     for start in range(0, len(one), _CHUNK):
-        yield tuple(  # type: ignore[misc]
-            torch.from_numpy(each[start : start + _CHUNK]).permute(0, 3, 1, 2).float().to(device)
-            for each in (one, other)
-        )
+        some = slice(start, start + _CHUNK)
+        yield from_bytes(one[some]).to(device), from_bytes(other[some]).to(device)

@@ -24,7 +24,7 @@ SUFFIXES = (".mp4", ".gif", ".webm", ".mkv", ".mov", ".avi", ".m4v")
 
 @dataclass(frozen=True)
 class Video:
-    """One video: its name within the set (a path, or a key of a shard), and where its bytes are."""
+    """One video: its name within the set (a path, or a key of a shard), and where its bytes are, or its PNGs."""
 
     name: str
     where: str
@@ -52,7 +52,7 @@ def find_videos(places: Sequence[str]) -> list[Video]:
                 if name.suffix.lower() in SUFFIXES and (path / name).is_file():
                     found.append(_file(path / name, str(name.with_suffix(""))))
                 elif _FIRST_PNG.fullmatch(name.name):
-                    found.append(_pngs((path / name).parent, str(name.parent) if name.parent.name else path.name))
+                    found.append(_file((path / name).parent, str(name.parent) if name.parent.name else path.name))
         elif path.is_file() and path.suffix.lower() != ".tar":
             found.append(_file(path, path.stem))
         elif not path.exists() and "://" not in place and not any(c in place for c in "*?["):
@@ -75,10 +75,6 @@ def by_name(videos: Sequence[Video]) -> dict[str, Video]:
             )
         found[video.name] = video
     return found
-
-
-def _pngs(folder: Path, name: str) -> Video:
-    return Video(name, str(folder), lambda: io.BytesIO())
 
 
 def _file(path: Path, name: str) -> Video:
@@ -108,8 +104,18 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
         EvaluationError: it cannot be decoded, is too short, or its frames change size.
         DataError, OSError: it cannot be read.
     """
-    if Path(video.where).is_dir():
-        return _read_pngs(Path(video.where), frames, fps)
+    of_folder = Path(video.where).is_dir()
+    taken, rate = _pngs(Path(video.where), frames, fps) if of_folder else _film(video, frames, fps)
+    if len(taken) < (frames or 1):
+        at = f" at {fps:g} fps" if fps else ""
+        raise EvaluationError(f"{video.where}: has {len(taken)} frames{at}, and {frames or 1} are needed")
+    if len({each.shape for each in taken}) > 1:
+        raise EvaluationError(f"{video.where}: its frames change size")
+    return Frames(np.stack(taken), rate, 0.0)
+
+
+def _film(video: Video, frames: int | None, fps: float | None) -> tuple[list[np.ndarray], float]:
+    """The first frames of a film, and their rate."""
     taken: list[np.ndarray] = []
     times: list[float] = []
     try:
@@ -124,29 +130,19 @@ def first_frames(video: Video, frames: int | None, fps: float | None = None) -> 
                     break
     except av.FFmpegError as error:
         raise EvaluationError(f"{video.where}: cannot be decoded ({error.strerror})") from error
-    if len(taken) < (frames or 1):
-        at = f" at {fps:g} fps" if fps else ""
-        raise EvaluationError(f"{video.where}: has {len(taken)} frames{at}, and {frames or 1} are needed")
-    if len({each.shape for each in taken}) > 1:
-        raise EvaluationError(f"{video.where}: its frames change size")
-    lasted = times[-1] - times[0]
-    return Frames(np.stack(taken), fps or ((len(times) - 1) / lasted if lasted > 0 else 0.0), 0.0)
+    lasted = times[-1] - times[0] if times else 0.0
+    return taken, fps or ((len(times) - 1) / lasted if lasted > 0 else 0.0)
 
 
-def _read_pngs(folder: Path, frames: int | None, fps: float | None) -> Frames:
+def _pngs(folder: Path, frames: int | None, fps: float | None) -> tuple[list[np.ndarray], float]:
     """The first pictures of a folder, whose rate nobody knows (0)."""
     if fps is not None:
         raise EvaluationError(f"{folder}: PNGs have no times, so none can be taken at a rate; leave --fps out")
     paths = sorted(each for each in folder.iterdir() if _PNG.fullmatch(each.name))[:frames]
-    if len(paths) < (frames or 1):
-        raise EvaluationError(f"{folder}: has {len(paths)} frames, and {frames or 1} are needed")
     try:
-        pictures = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+        return [np.asarray(Image.open(path).convert("RGB")) for path in paths], 0.0
     except OSError as error:
         raise EvaluationError(f"{folder}: a picture cannot be read ({error})") from error
-    if len({each.shape for each in pictures}) > 1:
-        raise EvaluationError(f"{folder}: its frames change size")
-    return Frames(np.stack(pictures), 0.0, 0.0)
 
 
 def _at_rate(frames: Iterator[av.VideoFrame], fps: float | None) -> Iterator[av.VideoFrame]:
